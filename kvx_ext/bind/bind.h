@@ -1,0 +1,16 @@
+// What the binding files share. bind/ holds no logic: it checks arguments, releases the GIL and calls.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "kvx/status.h"
+
+namespace kvx::bind {
+
+// Raises the exception of kvx.errors that fits; returns normally when `status` is ok.
+void raise_if_error(const Status& status);
+
+void bind_memory(nanobind::module_& module);
+void bind_checksum(nanobind::module_& module);
+
+}  // namespace kvx::bind

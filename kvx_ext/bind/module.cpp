@@ -1,0 +1,7 @@
+#include "bind.h"
+
+NB_MODULE(_core, module) {
+  module.doc() = "Native core of kvx: memory, copies with checksums, block index and file I/O.";
+  kvx::bind::bind_memory(module);
+  kvx::bind::bind_checksum(module);
+}
