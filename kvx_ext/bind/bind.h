@@ -1,4 +1,5 @@
-// What the binding files share. bind/ holds no logic: it checks arguments, releases the GIL and calls.
+// What the binding files share. bind/ holds no logic: it checks arguments, releases the GIL and
+// calls.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -14,8 +14,8 @@ namespace {
 
 std::unique_ptr<HostRegion> make_region(int64_t bytes, bool is_shared, int numa_node) {
   std::unique_ptr<HostRegion> region;
-  raise_if_error(HostRegion::create(
-      bytes, is_shared ? RegionKind::kMemfd : RegionKind::kAnonymous, numa_node, &region));
+  raise_if_error(HostRegion::create(bytes, is_shared ? RegionKind::kMemfd : RegionKind::kAnonymous,
+                                    numa_node, &region));
   return region;
 }
 
@@ -42,9 +42,9 @@ void bind_memory(nb::module_& module) {
       .def(nb::new_(&make_region), "bytes"_a, "is_shared"_a = false, "numa_node"_a = -1,
            "Map `bytes` (rounded up to 4096); `is_shared` backs it with a memfd. Pages arrive on "
            "first touch or by `prefault`. Raises CapacityError when the kernel refuses.")
-      .def_prop_ro("address",
-                   [](const HostRegion& self) { return reinterpret_cast<intptr_t>(self.data()); },
-                   "Address of the first byte; a multiple of 4096, of 2 MiB for regions that big.")
+      .def_prop_ro(
+          "address", [](const HostRegion& self) { return reinterpret_cast<intptr_t>(self.data()); },
+          "Address of the first byte; a multiple of 4096, of 2 MiB for regions that big.")
       .def_prop_ro("bytes", &HostRegion::bytes, "Size after rounding up.")
       .def_prop_ro("fd", &HostRegion::fd, "File descriptor of a shared region, else -1.")
       .def_prop_ro("prefaulted_bytes", &HostRegion::prefaulted_bytes,

@@ -8,17 +8,28 @@ namespace {
 
 const char* exception_name(Code code) {
   switch (code) {
-    case Code::kUsage: return "UsageError";
-    case Code::kCapacity: return "CapacityError";
-    case Code::kUnavailable: return "UnavailableError";
-    case Code::kStorage: return "StorageError";
-    case Code::kShort: return "StorageError";
-    case Code::kCorrupt: return "CorruptBlock";
-    case Code::kStale: return "StaleReference";
-    case Code::kTimeout: return "TransferTimeout";
-    case Code::kCancelled: return "TransferCancelled";
-    case Code::kSkipped: return "TransferError";
-    case Code::kOk: break;
+    case Code::kUsage:
+      return "UsageError";
+    case Code::kCapacity:
+      return "CapacityError";
+    case Code::kUnavailable:
+      return "UnavailableError";
+    case Code::kStorage:
+      return "StorageError";
+    case Code::kShort:
+      return "StorageError";
+    case Code::kCorrupt:
+      return "CorruptBlock";
+    case Code::kStale:
+      return "StaleReference";
+    case Code::kTimeout:
+      return "TransferTimeout";
+    case Code::kCancelled:
+      return "TransferCancelled";
+    case Code::kSkipped:
+      return "TransferError";
+    case Code::kOk:
+      break;
   }
   return "KvxError";
 }

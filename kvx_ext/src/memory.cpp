@@ -33,8 +33,8 @@ void advise(uint8_t* data, int64_t bytes, int numa_node) {
   if (bytes >= kHugePageBytes) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   if (numa_node < 0) return;
   const uint64_t mask = uint64_t{1} << numa_node;
-  syscall(SYS_mbind, data, static_cast<unsigned long>(bytes), kPreferNode, &mask,
-          sizeof(mask) * 8, 0U);
+  syscall(SYS_mbind, data, static_cast<unsigned long>(bytes), kPreferNode, &mask, sizeof(mask) * 8,
+          0U);
 }
 
 }  // namespace
@@ -60,8 +60,9 @@ Status HostRegion::create(int64_t bytes, RegionKind kind, int numa_node,
   auto* start = static_cast<uint8_t*>(reserved);
   const int64_t lead =
       slack == 0 ? 0
-                 : (kHugePageBytes - static_cast<int64_t>(reinterpret_cast<uintptr_t>(start) %
-                                                          kHugePageBytes)) % kHugePageBytes;
+                 : (kHugePageBytes -
+                    static_cast<int64_t>(reinterpret_cast<uintptr_t>(start) % kHugePageBytes)) %
+                       kHugePageBytes;
   if (lead > 0) munmap(start, static_cast<size_t>(lead));
   if (slack > lead) munmap(start + lead + made->bytes_, static_cast<size_t>(slack - lead));
   made->data_ = start + lead;

@@ -52,8 +52,8 @@ class IoBackend {
 
   virtual void submit(std::span<const IoRequest> requests) = 0;
 
-  // Asks that a request be given up. Its completion still comes (kCancelled if it was not too late);
-  // only that completion says that the buffer is free.
+  // Asks that a request be given up. Its completion still comes (kCancelled if it was not too
+  // late); only that completion says that the buffer is free.
   virtual void cancel(uint64_t token) = 0;
 
   // Cancels what can be cancelled and waits up to `timeout_s` for the rest; returns the number of

@@ -13,16 +13,16 @@ namespace kvx {
 // The values cross into Python as int32 (see kvx/transfer/handle.py): append, never renumber.
 enum class Code : int32_t {
   kOk = 0,
-  kUsage = 1,         // the caller's arguments are wrong; nothing was done
-  kCapacity = 2,      // no room, and nothing may be evicted
-  kUnavailable = 3,   // the kernel, device or service does not offer this here
-  kStorage = 4,       // the operating system failed an I/O; see error_number()
-  kShort = 5,         // fewer bytes moved than asked for
-  kCorrupt = 6,       // the bytes do not match their checksum
-  kStale = 7,         // the slot was reused since the reference was made
-  kTimeout = 8,       // the deadline passed before the bytes had moved
-  kCancelled = 9,     // cancelled, or the engine was closed
-  kSkipped = 10,      // not started, because its job had already ended
+  kUsage = 1,        // the caller's arguments are wrong; nothing was done
+  kCapacity = 2,     // no room, and nothing may be evicted
+  kUnavailable = 3,  // the kernel, device or service does not offer this here
+  kStorage = 4,      // the operating system failed an I/O; see error_number()
+  kShort = 5,        // fewer bytes moved than asked for
+  kCorrupt = 6,      // the bytes do not match their checksum
+  kStale = 7,        // the slot was reused since the reference was made
+  kTimeout = 8,      // the deadline passed before the bytes had moved
+  kCancelled = 9,    // cancelled, or the engine was closed
+  kSkipped = 10,     // not started, because its job had already ended
 };
 
 class [[nodiscard]] Status {

@@ -21,7 +21,7 @@ constexpr uint64_t power_of_x(int power) {
 // Constants that fold a 128-bit lane forward over `bits` bits. A carry-less product of reflected
 // words comes out one bit low, hence the - 1.
 struct FoldConstants {
-  uint64_t low;   // for the half that holds the earlier bytes
+  uint64_t low;  // for the half that holds the earlier bytes
   uint64_t high;
 };
 constexpr FoldConstants fold_over(int bits) {

@@ -25,8 +25,8 @@ struct Vpclmul256 {
     return _mm256_zextsi128_si256(_mm_cvtsi64_si128(static_cast<int64_t>(word)));
   }
   static Vector broadcast(FoldConstants constants) {
-    return _mm256_broadcastsi128_si256(_mm_set_epi64x(static_cast<int64_t>(constants.high),
-                                                      static_cast<int64_t>(constants.low)));
+    return _mm256_broadcastsi128_si256(
+        _mm_set_epi64x(static_cast<int64_t>(constants.high), static_cast<int64_t>(constants.low)));
   }
   static Vector fold(Vector accumulator, Vector constants, Vector data) {
     return exclusive_or(exclusive_or(_mm256_clmulepi64_epi128(accumulator, constants, 0x00),

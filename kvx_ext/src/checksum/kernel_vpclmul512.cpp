@@ -21,8 +21,8 @@ struct Vpclmul512 {
     return _mm512_zextsi128_si512(_mm_cvtsi64_si128(static_cast<int64_t>(word)));
   }
   static Vector broadcast(FoldConstants constants) {
-    return _mm512_broadcast_i32x4(_mm_set_epi64x(static_cast<int64_t>(constants.high),
-                                                 static_cast<int64_t>(constants.low)));
+    return _mm512_broadcast_i32x4(
+        _mm_set_epi64x(static_cast<int64_t>(constants.high), static_cast<int64_t>(constants.low)));
   }
   static Vector fold(Vector accumulator, Vector constants, Vector data) {
     constexpr int kXorOfThree = 0x96;
