@@ -4,4 +4,5 @@ NB_MODULE(_core, module) {
   module.doc() = "Native core of kvx: memory, copies with checksums, block index and file I/O.";
   kvx::bind::bind_memory(module);
   kvx::bind::bind_checksum(module);
+  kvx::bind::bind_digest(module);
 }
