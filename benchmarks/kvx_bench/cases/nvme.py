@@ -9,13 +9,11 @@ import numpy as np
 
 import kvx
 from kvx_bench.copying import prefaulted
+from kvx_bench.raw_file import DEPTH, RawFile
 from kvx_bench.row import Row, paired, throughput_row, timed
-from kvx_ext import _core
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
     import numpy.typing as npt
 
     from kvx_bench.case import Options
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 _SIZES = {"2MiB": 2 << 20, "16KiB": 16 << 10}
 _DEADLINE_S = 300.0
-_DEPTH = 32
 _SPARE_BYTES = 256 << 20
 
 
@@ -69,7 +66,7 @@ class _Bench:
         self._source = source
         self._target = target
         self._path = options.path / f"tier-{name}"
-        self._raw = _RawLoop(options.path / f"raw-{name}", source, target)
+        self._raw = RawFile(options.path / f"raw-{name}", source, target)
         self._hashes = np.random.default_rng(len(source)).integers(
             0, 256, (len(source), 32), dtype=np.uint8
         )
@@ -83,12 +80,12 @@ class _Bench:
             puts = paired(lambda: self._put(cache, space), self._raw.write, repeats=repeats)
             yield throughput_row(
                 f"nvme.put.{self._name}", num_bytes, puts,
-                note=f"until on disk; limit: the same writes, depth {_DEPTH}",
+                note=f"until on disk; limit: {self._raw.tool}, depth {DEPTH}",
             )  # fmt: skip
         gets = paired(self._get_cold, self._raw.read, repeats=repeats)
         yield throughput_row(
             f"nvme.get-cold.{self._name}", num_bytes, gets,
-            note=f"verified; limit: the same reads, depth {_DEPTH}",
+            note=f"verified; limit: {self._raw.tool}, depth {DEPTH}",
         )  # fmt: skip
         assert (self._target == self._source).all(), "what came back is what went in"
         shutil.rmtree(self._path)
@@ -103,7 +100,7 @@ class _Bench:
                         "kind": "nvme",
                         "path": str(self._path),
                         "capacity": self._source.nbytes + _SPARE_BYTES,
-                        "queue_depth": _DEPTH,
+                        "queue_depth": DEPTH,
                         "rewarm": False,
                     },
                 ],
@@ -139,45 +136,6 @@ class _Bench:
                 assert result.num_blocks == len(self._source), "everything is on disk"
 
             return timed(get)
-
-
-class _RawLoop:
-    """The same direct reads and writes through the same backend: no index, no checksum."""
-
-    def __init__(
-        self, path: Path, source: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]
-    ) -> None:
-        self._engine = _core.Engine(1, "auto", _DEPTH)
-        self._fd, _ = self._engine.open_file(str(path), create=True)
-        self._path = path
-        self._engine.preallocate(self._fd, 0, source.nbytes)
-        count, self._block_bytes = source.shape
-        self._offsets = np.arange(count, dtype=np.int64) * self._block_bytes
-        self._sources = source.ctypes.data + self._offsets
-        self._targets = target.ctypes.data + self._offsets
-        self._fds = np.full(count, self._fd, np.int32)
-        self._sizes = np.full(count, self._block_bytes, np.int64)
-
-    def write(self) -> Sample:
-        """Write everything once."""
-        return timed(lambda: self._move(self._engine.write, self._sources))
-
-    def read(self) -> Sample:
-        """Read everything once."""
-        return timed(lambda: self._move(self._engine.read_plain, self._targets))
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._engine.close_file(self._fd)
-        self._engine.close(1.0)
-        self._path.unlink()
-
-    def _move(self, move: object, addresses: npt.NDArray[np.int64]) -> None:
-        job = move(  # type: ignore[operator]
-            self._fds, self._offsets, addresses, self._sizes, np.zeros(0, np.int32), _DEADLINE_S
-        )
-        assert job.wait(_DEADLINE_S), "the disk answers"
-        assert (job.codes() == 0).all(), "and without errors"
 
 
 def _total_bytes(options: Options) -> int:
