@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from kvx.cache.disk.inspect import iter_blocks
+import kvx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def flip_one_bit_of_every_block(store: Path) -> int:
     """Flip a bit in the middle of every payload; returns how many blocks that were."""
     count = 0
-    for places in iter_blocks(store):
+    for places in kvx.iter_disk_blocks(store):
         fd = os.open(places.path, os.O_RDWR)
         try:
             for offset, size in zip(
