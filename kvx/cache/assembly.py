@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,8 +34,24 @@ _HISTORY_ENTRIES = 1 << 18
 _PROGRESS_EVERY_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class FaultInjection:
+    """What a test puts below a cache.
+
+    Attributes:
+        failpoints: Rules for I/O and copies that go wrong; None for none.
+        journal_path: File that every write and sync is recorded in; empty for none.
+    """
+
+    failpoints: _core.Failpoints | None = None
+    journal_path: str = ""
+
+
 def assemble(
-    config: CacheConfig, progress: Progress | None, clock: Callable[[], float]
+    config: CacheConfig,
+    progress: Progress | None,
+    clock: Callable[[], float],
+    faults: FaultInjection | None,
 ) -> Shared:
     """Open the tiers of a configuration; nothing is recovered and no thread runs yet.
 
@@ -52,6 +69,8 @@ def assemble(
             config.copy_threads or os.cpu_count() or 1,
             config.io_backend.value,
             nvme_config.queue_depth if nvme_config else 1,
+            failpoints=faults.failpoints if faults else None,
+            journal_path=faults.journal_path if faults else "",
         )
     except BaseException:
         if nvme is not None:

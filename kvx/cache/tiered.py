@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from kvx.cache.assembly import assemble, restore
+from kvx.cache.assembly import FaultInjection, assemble, restore
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.rewarm import Rewarm
@@ -76,6 +76,7 @@ class TieredCache:
         *,
         progress: Callable[[str, int, int], None] | None = None,
         clock: Callable[[], float] = time.time,
+        faults: FaultInjection | None = None,
     ) -> Self:
         """Open the tiers a configuration names; recovers what NVMe holds from earlier.
 
@@ -83,6 +84,7 @@ class TieredCache:
             config: A `CacheConfig`, a mapping, or the path of a YAML or TOML file.
             progress: Called with (what, done, total) while prefaulting and recovering.
             clock: Unix time in seconds.
+            faults: For tests: faults to inject below the cache, and a journal of its writes.
 
         Raises:
             ConfigError: Unknown key or malformed value; names it.
@@ -92,7 +94,7 @@ class TieredCache:
             StorageError: The NVMe directory is damaged.
         """
         loaded = CacheConfig.load(config)
-        shared = assemble(loaded, progress, clock)
+        shared = assemble(loaded, progress, clock, faults)
         cache = cls(loaded, shared)
         shared.reactor.start()
         try:
