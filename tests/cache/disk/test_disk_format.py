@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.cache.disk import format as disk_format
+from kvx.cache.disk.checksum import crc64
 from kvx.cache.disk.format import ExtentHeader, ExtentState, Superblock
 from kvx.cache.disk.record import (
     RECORD_DTYPE,
@@ -60,7 +61,8 @@ def test_golden_superblock() -> None:
     data = disk_format.pack_superblock(SUPERBLOCK)
     assert data[:64].hex() == GOLDEN_SUPERBLOCK
     assert data[504:512].hex() == "7ee35bee8711eb24"
-    assert not any(data[64:504]) and not any(data[512:])
+    assert not any(data[64:504])
+    assert not any(data[512:])
     assert disk_format.unpack_superblock(data, "kvx.store") == SUPERBLOCK
 
 
@@ -68,7 +70,8 @@ def test_golden_header() -> None:
     data = disk_format.pack_header(HEADER)
     assert data[:80].hex() == GOLDEN_HEADER
     assert data[504:512].hex() == "ba62621f2c3a74f4"
-    assert not any(data[80:504]) and not any(data[512:])
+    assert not any(data[80:504])
+    assert not any(data[512:])
     assert disk_format.unpack_header(data, "extent-000007.kvx") == HEADER
 
 
@@ -164,7 +167,7 @@ def test_record_never_crosses_a_sector() -> None:
 
 
 def reseal(data: bytes) -> bytes:
-    crc = disk_format.crc64(data[:504] + data[512:])
+    crc = crc64(data[:504] + data[512:])
     return data[:504] + crc.to_bytes(8, "little") + data[512:]
 
 
@@ -218,7 +221,7 @@ def test_slot_bytes_limits(slot_bytes: int) -> None:
 
 def test_check_names_the_array_that_does_not_fit() -> None:
     records = make_records(3)
-    with pytest.raises(UsageError, match="heat.*int64"):
+    with pytest.raises(UsageError, match=r"heat.*int64"):
         replace(records, heat=np.zeros(3, dtype=np.int64)).check(3, 4096)
     with pytest.raises(UsageError, match=r"keys.*\(4, 16\)"):
         records.check(4, 4096)

@@ -102,7 +102,7 @@ def test_no_store(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a directory"):
         describe(tmp_path / "missing", now_s=NOW_S)
     (tmp_path / "kvx.store").write_bytes(b"damaged")
-    with pytest.raises(StorageError, match="kvx.store is damaged"):
+    with pytest.raises(StorageError, match=r"kvx\.store is damaged"):
         next(iter_blocks(tmp_path))
 
 
