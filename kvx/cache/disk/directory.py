@@ -164,7 +164,7 @@ def write_superblock(path: Path, superblock: Superblock) -> None:
                 file.write(pack_superblock(superblock))
                 os.fsync(fd)
             partial.rename(target)
-        except OSError:
+        except BaseException:
             partial.unlink(missing_ok=True)
             raise
         sync_directory(path)

@@ -36,6 +36,8 @@ def create_extent_file(path: Path, header: ExtentHeader) -> Path:
     The file gets its name only once its header is on the device, so whatever carries the name of an
     extent has a whole header; what a crash leaves behind is a partial file, removed at next open.
 
+    REQUIRES: the number is free.
+
     Returns:
         The path of the file.
 
@@ -55,10 +57,11 @@ def create_extent_file(path: Path, header: ExtentHeader) -> Path:
             finally:
                 os.close(fd)
             partial.rename(target)
-        except OSError:
+            sync_directory(path)
+        except BaseException:
             partial.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
             raise
-        sync_directory(path)
     return target
 
 

@@ -41,7 +41,7 @@ from kvx.cache.disk.format import (
 from kvx.cache.disk.pool import DiskPool, SequenceCounter
 from kvx.cache.disk.recovery import Progress, Recovered, recover_extents
 from kvx.cache.disk.writes import RecordWrites, take_record_writes
-from kvx.errors import CapacityError, UsageError
+from kvx.errors import CapacityError, StorageError, UsageError
 
 _CAPACITY_MIN: Final = directory.OVERHEAD_BYTES + extent_file_bytes(BLOCK_ALIGNMENT, 1)
 _PAGES_PER_CALL: Final = 4096  # 16 MiB of copied record pages
@@ -177,7 +177,8 @@ class DiskStore:
             needed = extent_file_bytes(slot_bytes, 1)
             raise CapacityError(
                 f"{self.path} has {available} of {self.capacity_bytes} bytes left, one slot "
-                f"of {slot_bytes} bytes takes an extent of {needed}; release an extent or raise the capacity",
+                f"of {slot_bytes} bytes takes an extent of {needed}; release an extent or raise "
+                "the capacity",
                 needed_bytes=needed,
                 available_bytes=available,
             )
@@ -190,14 +191,18 @@ class DiskStore:
             created_s=int(self._clock()),
         )
         path = create_extent_file(self.path, header)
-        fd, is_direct = open_extent_file(path)
+        try:
+            fd, is_direct = open_extent_file(path)
+        except StorageError:
+            remove_file(path)
+            raise
         return self._add(header, path, fd=fd, is_direct=is_direct)
 
     def release_extent(self, extent: Extent) -> None:
         """Give an extent's space back for other slot sizes. Durable on return; blocks.
 
         REQUIRES: the caller has retired its slot range and no I/O on the file is under way, because
-        the file is closed and its number, ordinal and slot ids are used again.
+        the file is closed and its descriptor, number, ordinal and slot ids are used again.
 
         Raises:
             UsageError: It is not this store's, or record writes of it are under way.
@@ -297,9 +302,8 @@ class DiskStore:
 
     def _pool_for(self, slot_bytes: int) -> DiskPool:
         """Return the pool of a slot size, a new one that is not yet the store's if it has none."""
-        return self._pools.get(slot_bytes) or DiskPool(
-            slot_bytes, self.extent_bytes, self._sequences
-        )
+        pool = self._pools.get(slot_bytes)
+        return pool or DiskPool(slot_bytes, self.extent_bytes, self._sequences)
 
     def _check_recovered(self) -> None:
         if not self._is_recovered:
@@ -322,8 +326,6 @@ class DiskStore:
                 remove_file(path)
             else:
                 self._add(header, path, fd=fd, is_direct=is_direct)
-        # Without records there is nothing that a first write could overwrite.
-        self._is_recovered = not self._extents
 
     def _add(self, header: ExtentHeader, path: Path, *, fd: int, is_direct: bool) -> Extent:
         pool = self._pools.setdefault(header.slot_bytes, self._pool_for(header.slot_bytes))
