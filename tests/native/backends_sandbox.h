@@ -1,0 +1,1 @@
+inline void test_in_sandboxes() {}
