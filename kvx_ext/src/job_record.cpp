@@ -40,11 +40,8 @@ JobRecord::JobRecord(uint64_t job_id, Batch job_batch, TimePoint job_deadline)
     slots[i].index = static_cast<int32_t>(i);
   }
   writes_left.store(batch.blocks(), std::memory_order_relaxed);
-  for (const int32_t fd : batch.sync_fds) {
-    const auto place = static_cast<size_t>(fd);
-    if (place >= is_synced_fd.size()) is_synced_fd.resize(place + 1);
-    is_synced_fd[place] = true;
-  }
+  synced_fds = batch.sync_fds;
+  std::sort(synced_fds.begin(), synced_fds.end());
 }
 
 void JobRecord::publish_ready(const std::vector<int32_t>& ready) {
@@ -71,6 +68,23 @@ bool JobRecord::take(Grain* grain) {
       return true;
     }
   }
+}
+
+Totals JobRecord::done() const {
+  if (state.load(std::memory_order_acquire) == JobState::kDone) {
+    return {batch.blocks(), total_bytes};
+  }
+  Totals totals;
+  for (int64_t i = 0; i < batch.blocks(); ++i) {
+    if (ledger.code(i) != static_cast<int32_t>(Code::kOk)) continue;
+    ++totals.blocks;
+    totals.bytes += batch.bytes_of(i);
+  }
+  return totals;
+}
+
+bool JobRecord::is_synced(int32_t fd) const {
+  return std::binary_search(synced_fds.begin(), synced_fds.end(), fd);
 }
 
 }  // namespace kvx

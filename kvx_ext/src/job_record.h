@@ -22,6 +22,11 @@ struct Grain {
   int64_t count = 0;
 };
 
+struct Totals {
+  int64_t blocks = 0;
+  int64_t bytes = 0;
+};
+
 // One request in the backend; its address is the token. Lives as long as the job, and the job as
 // long as it has holds, so a completion always finds it.
 struct IoSlot {
@@ -46,6 +51,10 @@ struct JobRecord : std::enable_shared_from_this<JobRecord> {
     return order.empty() ? position : order[static_cast<size_t>(position)];
   }
 
+  // What is kOk so far. Walks the blocks unless all are.
+  Totals done() const;
+  bool is_synced(int32_t fd) const;
+
   bool is_ending() const { return is_claimed.load(std::memory_order_acquire); }
   bool is_terminal() const { return state.load(std::memory_order_acquire) != JobState::kRunning; }
 
@@ -62,8 +71,6 @@ struct JobRecord : std::enable_shared_from_this<JobRecord> {
   std::atomic<JobState> state{JobState::kRunning};
   std::atomic<bool> is_quiesced{false};
   std::atomic<int64_t> latency_ns{0};  // once terminal
-  std::atomic<int64_t> blocks_done{0};
-  std::atomic<int64_t> bytes_done{0};
   std::atomic<bool> has_failed{false};
 
   std::atomic<int64_t> cursor{0};
@@ -74,7 +81,7 @@ struct JobRecord : std::enable_shared_from_this<JobRecord> {
 
   std::vector<IoSlot> slots;          // kRead, kWrite: one a block, then one a sync
   std::atomic<int64_t> writes_left{0};
-  std::vector<bool> is_synced_fd;     // by fd; kWrite with syncs: final when its sync is
+  std::vector<int32_t> synced_fds;  // sorted; kWrite: a block of theirs is decided by its sync
   std::atomic<int32_t> sync_errno{0};
   std::atomic<int32_t> sync_code{0};
 
