@@ -17,7 +17,8 @@
 
 namespace kvx {
 
-enum class FaultTarget : uint8_t { kRead, kWrite, kSync, kAny };
+// kAny is any file operation; kCopy is one block on a copy thread.
+enum class FaultTarget : uint8_t { kRead, kWrite, kSync, kAny, kCopy };
 
 enum class FaultAction : uint8_t {
   kEio,     // kStorage with EIO, nothing moves
@@ -67,6 +68,8 @@ class Failpoints {
 
   // Decides about one operation: the first rule that hits wins, in the order they were set.
   std::optional<Fault> next(IoKind kind);
+  // The same for a copy: kDelay, kHang (until clear(); nothing else ends it) and kFlip.
+  std::optional<Fault> next_copy();
 
   // Operations spoiled so far, by FaultAction.
   std::array<int64_t, kFaultActions> hits() const;
@@ -74,6 +77,8 @@ class Failpoints {
   void listen(std::weak_ptr<FaultListener> listener);
 
  private:
+  std::optional<Fault> next(FaultTarget target);
+
   struct Armed {
     FaultRule rule;
     std::mt19937_64 random;
@@ -87,7 +92,7 @@ class Failpoints {
   std::array<int64_t, kFaultActions> hits_{};            // mutex_
 };
 
-// "read", "write", "sync", "any"; "eio", "enospc", "short", "delay", "hang", "torn", "flip",
+// "read", "write", "sync", "any", "copy"; "eio", "enospc", "short", "delay", "hang", "torn", "flip",
 // "drop".
 Status parse_fault_target(std::string_view name, FaultTarget* target);
 Status parse_fault_action(std::string_view name, FaultAction* action);

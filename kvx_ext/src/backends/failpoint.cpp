@@ -7,7 +7,7 @@ namespace kvx {
 
 namespace {
 
-constexpr std::array<std::string_view, 4> kTargets = {"read", "write", "sync", "any"};
+constexpr std::array<std::string_view, 5> kTargets = {"read", "write", "sync", "any", "copy"};
 constexpr std::array<std::string_view, kFaultActions> kActions = {
     "eio", "enospc", "short", "delay", "hang", "torn", "flip", "drop"};
 
@@ -25,22 +25,25 @@ Status parse(std::string_view name, const std::array<std::string_view, kCount>& 
   return {Code::kUsage, message};
 }
 
-bool can_show(FaultAction action, IoKind kind) {
+bool can_show(FaultAction action, FaultTarget target) {
+  if (target == FaultTarget::kCopy) {
+    return action == FaultAction::kDelay || action == FaultAction::kHang ||
+           action == FaultAction::kFlip;
+  }
   switch (action) {
     case FaultAction::kTorn:
-      return kind == IoKind::kWrite;
+      return target == FaultTarget::kWrite;
     case FaultAction::kShort:
     case FaultAction::kFlip:
-      return kind != IoKind::kSync;
+      return target != FaultTarget::kSync;
     default:
       return true;
   }
 }
 
-bool matches(const FaultRule& rule, IoKind kind) {
-  const bool is_target =
-      rule.target == FaultTarget::kAny || static_cast<int>(rule.target) == static_cast<int>(kind);
-  return is_target && can_show(rule.action, kind);
+bool matches(const FaultRule& rule, FaultTarget target) {
+  const bool is_any = rule.target == FaultTarget::kAny && target != FaultTarget::kCopy;
+  return (is_any || rule.target == target) && can_show(rule.action, target);
 }
 
 }  // namespace
@@ -54,7 +57,7 @@ Status Failpoints::set(const FaultRule& rule) {
     return {Code::kUsage, "delay_s must be in 0..3600"};
   }
   if (rule.target != FaultTarget::kAny &&
-      !can_show(rule.action, static_cast<IoKind>(static_cast<int>(rule.target)))) {
+      !can_show(rule.action, rule.target)) {
     std::string message(fault_action_name(rule.action));
     message += " cannot spoil a ";
     message += kTargets[static_cast<size_t>(rule.target)];
@@ -82,9 +85,16 @@ void Failpoints::clear() {
 }
 
 std::optional<Fault> Failpoints::next(IoKind kind) {
+  static_assert(static_cast<int>(FaultTarget::kSync) == static_cast<int>(IoKind::kSync));
+  return next(static_cast<FaultTarget>(static_cast<int>(kind)));
+}
+
+std::optional<Fault> Failpoints::next_copy() { return next(FaultTarget::kCopy); }
+
+std::optional<Fault> Failpoints::next(FaultTarget target) {
   std::lock_guard lock(mutex_);
   for (Armed& armed : rules_) {
-    if (!matches(armed.rule, kind) || ++armed.seen <= armed.rule.after) continue;
+    if (!matches(armed.rule, target) || ++armed.seen <= armed.rule.after) continue;
     if (armed.rule.count >= 0 && armed.spoiled >= armed.rule.count) continue;
     const double draw = std::generate_canonical<double, 53>(armed.random);
     if (draw >= armed.rule.probability) continue;

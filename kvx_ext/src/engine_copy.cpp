@@ -1,0 +1,31 @@
+// Copy threads: one grain of a job, block by block.
+#include "engine_core.h"
+#include "stages.h"
+
+namespace kvx {
+
+void EngineCore::run_grain(JobRecord& job, const Grain& grain) {
+  // Refused once quiesced: whoever waited for that may have freed the memory.
+  if (!job.ledger.try_hold(1)) return;
+  const bool is_begun_before = job.batch.kind == JobKind::kRead;
+  int64_t settled = 0;
+  for (int64_t at = grain.first; at < grain.first + grain.count && !job.is_ending(); ++at) {
+    const int64_t block = job.ready_block(at);
+    if (is_begun_before ? !job.ledger.is_open(block) : !job.ledger.begin(block)) continue;
+    const bool flips_bit = copy_faults_ != nullptr && copy_faults_->strike();
+    const BlockOutcome outcome = run_stage(job.batch, block, flips_bit);
+    if (!job.ledger.settle(block, outcome.code, 0, outcome.checksum)) continue;
+    ++settled;
+    // Others learn of it through the ledger's release below.
+    if (outcome.code != Code::kOk) job.has_failed.store(true, std::memory_order_relaxed);
+  }
+  settle_balance(job, job.ledger.release(1, settled));
+}
+
+bool EngineCore::help(JobRecord& job) {
+  // A failpoint may hang the copy, and a waiter's own timeout must hold all the same.
+  if (copy_faults_ != nullptr || !job.has_ready() || job.is_ending()) return false;
+  return pool_.help(job);
+}
+
+}  // namespace kvx

@@ -1,0 +1,19 @@
+// What happens to one block on a copy thread: pure functions of the batch and the memory it names.
+#pragma once
+
+#include <cstdint>
+
+#include "kvx/batch.h"
+
+namespace kvx {
+
+struct BlockOutcome {
+  Code code = Code::kOk;
+  uint64_t checksum = 0;
+};
+
+// Gathers, scatters or verifies block `block`. `flips_bit` is a failpoint: a gathered block is
+// damaged after its checksum was taken, others as if a bit had been read wrong.
+[[nodiscard]] BlockOutcome run_stage(const Batch& batch, int64_t block, bool flips_bit);
+
+}  // namespace kvx
