@@ -5,4 +5,5 @@ NB_MODULE(_core, module) {
   kvx::bind::bind_memory(module);
   kvx::bind::bind_checksum(module);
   kvx::bind::bind_digest(module);
+  kvx::bind::bind_failpoint(module);
 }
