@@ -15,5 +15,6 @@ void bind_memory(nanobind::module_& module);
 void bind_checksum(nanobind::module_& module);
 void bind_digest(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
+void bind_failpoint(nanobind::module_& module);
 
 }  // namespace kvx::bind

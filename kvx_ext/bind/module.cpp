@@ -6,4 +6,5 @@ NB_MODULE(_core, module) {
   kvx::bind::bind_checksum(module);
   kvx::bind::bind_digest(module);
   kvx::bind::bind_engine(module);
+  kvx::bind::bind_failpoint(module);
 }

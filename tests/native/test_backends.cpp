@@ -3,11 +3,8 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "backends_sandbox.h"
 #include "check.h"
 #include "kvx/backend_factory.h"
 
@@ -555,6 +553,46 @@ void test_rules() {
   CHECK(kvx::parse_fault_action("tron", &action).code() == Code::kUsage);
 }
 
+void test_journal(const Variant& variant) {
+  struct Record {
+    uint8_t type, kind;
+    uint16_t zero;
+    int32_t code;
+    uint64_t sequence, device, inode;
+    int64_t offset, bytes;
+  };
+  File file(true);
+  Buffer buffer(16 * kKiB);
+  buffer.fill(10);
+  Fixture fixture(variant);
+  CHECK(fixture.run(IoKind::kWrite, file, buffer.data, 8 * kKiB, 4096) == Code::kOk);
+  CHECK(fixture.run(IoKind::kRead, file, buffer.data + 8 * kKiB, 4096, 0) == Code::kOk);
+  CHECK(fixture.run(IoKind::kSync, file, nullptr, 0, 0) == Code::kOk);
+  CHECK(fixture.backend->close(kPatience_s) == 0);
+  std::vector<uint8_t> journal(1 << 20);
+  const int fd = open(fixture.journal_path.c_str(), O_RDONLY);
+  const ssize_t bytes = read(fd, journal.data(), journal.size());
+  ::close(fd);
+  CHECK(bytes == 8 + 5 * 48 + 8 * kKiB);
+  CHECK(std::memcmp(journal.data(), "KVXJRNL1", 8) == 0);
+  const auto record_at = [&](int64_t at) {
+    Record record;
+    std::memcpy(&record, journal.data() + at, sizeof record);
+    return record;
+  };
+  struct stat facts = {};
+  CHECK(fstat(file.fd, &facts) == 0);
+  const Record write = record_at(8);
+  CHECK(write.type == 1 && write.kind == 1 && write.sequence == 0 && write.offset == 4096);
+  CHECK(write.bytes == 8 * kKiB && write.inode == facts.st_ino && write.device == facts.st_dev);
+  CHECK(std::memcmp(journal.data() + 56, buffer.data, 8 * kKiB) == 0);
+  const int64_t rest = 56 + 8 * kKiB;
+  CHECK(record_at(rest).type == 2 && record_at(rest).kind == 1);
+  CHECK(record_at(rest + 48).type == 1 && record_at(rest + 48).kind == 2);
+  CHECK(record_at(rest + 96).type == 2 && record_at(rest + 96).sequence == 1);
+  CHECK(record_at(rest + 144).type == 3);
+}
+
 // ---- Files and fallbacks --------------------------------------------------------------------
 
 void test_files() {
@@ -574,10 +612,8 @@ void test_files() {
 
 }  // namespace
 
-#include "backends_sandbox.h"
-
 int main() {
-  test_in_sandboxes();  // forks, so before any thread starts
+  sandbox::test_all();  // forks, so before any thread starts
   test_rules();
   test_files();
   std::vector<BackendKind> kinds = {BackendKind::kPosix};
@@ -602,6 +638,7 @@ int main() {
       test_submit_in_sink_and_after_close(variant);
       test_close_under_load(variant);
       test_stuck_in_kernel(variant);
+      if (is_journaled) test_journal(variant);
       if (!is_faulty) continue;
       test_hung(variant);
       test_delay_keeps_others_going(variant);
