@@ -60,7 +60,8 @@ constexpr const char* kSetDoc =
 Rules are asked in the order they were set and the first that hits decides.
 
 Args:
-    operation: "read", "write", "sync" or "any".
+    operation: "read", "write", "sync", "any" of these, or "copy" (one block on a copy thread;
+        delay, hang, flip).
     action: "eio", "enospc" (fail, nothing moves); "short" (half moves, then a short transfer);
         "delay" (starts `delay_s` late); "hang" (does not start until clear()); "torn" (some
         512-byte sectors of a write keep what they held); "flip" (one bit is wrong, success);
@@ -81,7 +82,7 @@ Raises:
 void bind_failpoint(nb::module_& module) {
   nb::class_<Failpoints>(
       module, "Failpoints",
-      "Faults on purpose in file I/O, for tests. Thread-safe; rules may change while I/O runs.")
+      "Faults on purpose in file I/O and copies, for tests. Thread-safe; rules may change while I/O runs.")
       .def(nb::init<>(), "Start without rules.")
       .def("set", &set_rule, nb::arg("operation"), nb::arg("action"), nb::kw_only(),
            nb::arg("after") = 0, nb::arg("count") = -1, nb::arg("probability") = 1.0,

@@ -21,8 +21,8 @@ Status check_each(const char* name, const std::vector<T>& values, T minimum, int
   if (Status status = check_length(name, values.size(), blocks); !status.ok()) return status;
   for (size_t i = 0; i < values.size(); ++i) {
     if (values[i] >= minimum) continue;
-    return wrong(std::string(name) + "[" + std::to_string(i) + "] is " +
-                 std::to_string(values[i]) + ", below " + std::to_string(minimum));
+    return wrong(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(values[i]) +
+                 ", below " + std::to_string(minimum));
   }
   return Status::Ok();
 }

@@ -9,7 +9,7 @@ namespace kvx {
 namespace {
 
 // From here on a block is written past the caches. Measured: see docs/decisions on the checksum.
-constexpr int64_t kStreamingBytes = 16 << 10;
+constexpr int64_t kStreamingBytes = 4 << 10;
 
 Stores stores_for(int64_t block_bytes) {
   return block_bytes >= kStreamingBytes ? Stores::kStreaming : Stores::kCached;

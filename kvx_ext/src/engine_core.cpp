@@ -17,8 +17,8 @@ Status EngineCore::start(const EngineOptions& options, std::string* backend_reas
   if (!status.ok()) return status;
   status = make_backend(
       options.backend, options.backend_options,
-      [this](std::span<const IoCompletion> completions) { on_completions(completions); },
-      &backend_, backend_reason);
+      [this](std::span<const IoCompletion> completions) { on_completions(completions); }, &backend_,
+      backend_reason);
   if (!status.ok()) return status;
   if (options.backend_options.failpoints != nullptr) {
     copy_faults_ = std::make_shared<CopyFaults>(options.backend_options.failpoints);
@@ -86,9 +86,9 @@ void EngineCore::settle_balance(JobRecord& job, Balance balance) {
 void EngineCore::end(JobRecord& job, JobState state) {
   job.latency_ns.store(ns_between(job.begun_at, Clock::now()), std::memory_order_relaxed);
   table_.drop_deadline(job);
-  counters_.on_end(job, state,
-                   state == JobState::kDone ? Totals{job.batch.blocks(), job.total_bytes}
-                                            : job.done());
+  counters_.on_end(
+      job, state,
+      state == JobState::kDone ? Totals{job.batch.blocks(), job.total_bytes} : job.done());
   std::lock_guard lock(job.mutex);
   // Whoever gives back the last hold waits in quiesce() for the lock, so the ends keep their order.
   const bool is_quiet = job.ledger.release(1, 0).holds == 0;
@@ -99,8 +99,8 @@ void EngineCore::end(JobRecord& job, JobState state) {
   }
   job.state.store(state, std::memory_order_release);
   job.is_quiesced.store(is_quiet, std::memory_order_release);
-  completions_.push({job.id, static_cast<uint8_t>(
-                                 is_quiet ? kFlagTerminal | kFlagQuiesced : kFlagTerminal)});
+  completions_.push(
+      {job.id, static_cast<uint8_t>(is_quiet ? kFlagTerminal | kFlagQuiesced : kFlagTerminal)});
   job.ended.notify_all();
 }
 

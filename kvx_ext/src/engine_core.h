@@ -71,8 +71,8 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   std::thread reactor_;
   std::atomic<uint64_t> next_id_{1};
   std::mutex close_mutex_;
-  bool is_shut_ = false;        // close_mutex_
-  CloseReport close_report_;    // close_mutex_
+  bool is_shut_ = false;      // close_mutex_
+  CloseReport close_report_;  // close_mutex_
 };
 
 }  // namespace kvx

@@ -117,8 +117,8 @@ int64_t EngineCore::on_read(JobRecord& job, int64_t block, const IoCompletion& c
 }
 
 int64_t EngineCore::on_write(JobRecord& job, int64_t block, const IoCompletion& completion) {
-  const bool waits_for_sync = completion.code == Code::kOk &&
-                              job.is_synced(job.batch.fds[static_cast<size_t>(block)]);
+  const bool waits_for_sync =
+      completion.code == Code::kOk && job.is_synced(job.batch.fds[static_cast<size_t>(block)]);
   const int64_t settled = waits_for_sync ? 0 : settle_io(job, block, completion);
   if (job.writes_left.fetch_sub(1, std::memory_order_acq_rel) == 1 && !job.is_ending()) {
     submit_syncs(job);

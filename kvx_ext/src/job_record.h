@@ -79,7 +79,7 @@ struct JobRecord : std::enable_shared_from_this<JobRecord> {
   std::mutex order_mutex;
   bool is_queued = false;  // guarded by the worker pool
 
-  std::vector<IoSlot> slots;          // kRead, kWrite: one a block, then one a sync
+  std::vector<IoSlot> slots;  // kRead, kWrite: one a block, then one a sync
   std::atomic<int64_t> writes_left{0};
   std::vector<int32_t> synced_fds;  // sorted; kWrite: a block of theirs is decided by its sync
   std::atomic<int32_t> sync_errno{0};

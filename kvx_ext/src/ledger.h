@@ -74,16 +74,13 @@ class Ledger {
   }
 
   Balance release(int64_t holds, int64_t settled) {
-    const uint64_t delta =
-        static_cast<uint64_t>(holds) * kOneHold + static_cast<uint64_t>(settled);
+    const uint64_t delta = static_cast<uint64_t>(holds) * kOneHold + static_cast<uint64_t>(settled);
     const uint64_t left = counts_.fetch_sub(delta, std::memory_order_acq_rel) - delta;
     return {static_cast<int64_t>(left / kOneHold), static_cast<int64_t>(left % kOneHold)};
   }
 
   int64_t blocks() const { return blocks_; }
-  int32_t code(int64_t block) const {
-    return entry(block).code.load(std::memory_order_acquire);
-  }
+  int32_t code(int64_t block) const { return entry(block).code.load(std::memory_order_acquire); }
   int32_t error_number(int64_t block) const {
     return entry(block).error_number.load(std::memory_order_relaxed);
   }

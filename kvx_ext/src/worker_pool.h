@@ -50,9 +50,9 @@ class WorkerPool {
   std::condition_variable exits_;
   std::deque<std::shared_ptr<JobRecord>> ring_;  // mutex_
   std::vector<std::thread> pool_;
-  int idle_ = 0;             // mutex_: threads in the wait for work
-  int copying_ = 0;          // mutex_
-  int exited_ = 0;           // mutex_
+  int idle_ = 0;              // mutex_: threads in the wait for work
+  int copying_ = 0;           // mutex_
+  int exited_ = 0;            // mutex_
   bool is_stopping_ = false;  // mutex_
 };
 

@@ -28,12 +28,12 @@ inline constexpr int64_t kBlocksMax = int64_t{1} << 30;
 
 struct Batch {
   JobKind kind = JobKind::kVerify;
-  int64_t block_bytes = 0;  // all but kWrite: of every block
-  int64_t io_bytes = 0;     // kRead: bytes read a block, >= block_bytes; O_DIRECT wants 4096s
-  PlaneSet planes{{}};      // kCopyIn, kCopyOut, kRead straight on to planes: block_bytes a block
-  std::vector<int64_t> ids;       // block of the planes
+  int64_t block_bytes = 0;   // all but kWrite: of every block
+  int64_t io_bytes = 0;      // kRead: bytes read a block, >= block_bytes; O_DIRECT wants 4096s
+  PlaneSet planes{{}};       // kCopyIn, kCopyOut, kRead straight on to planes: block_bytes a block
+  std::vector<int64_t> ids;  // block of the planes
   std::vector<int64_t> addresses;
-  std::vector<uint8_t> keys;      // kKeyBytes a block; all but kWrite
+  std::vector<uint8_t> keys;  // kKeyBytes a block; all but kWrite
   std::vector<uint64_t> checksums;
   std::vector<int32_t> fds;
   std::vector<int64_t> offsets;

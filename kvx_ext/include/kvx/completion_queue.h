@@ -52,10 +52,10 @@ class CompletionQueue {
   std::deque<Completion> queue_;  // mutex_
   int waiters_ = 0;               // mutex_
   int event_fd_ = -1;
-  int64_t dropped_ = 0;           // mutex_
-  bool has_listener_ = false;     // mutex_
-  bool is_signalled_ = false;     // mutex_
-  bool is_closed_ = false;        // mutex_
+  int64_t dropped_ = 0;        // mutex_
+  bool has_listener_ = false;  // mutex_
+  bool is_signalled_ = false;  // mutex_
+  bool is_closed_ = false;     // mutex_
 };
 
 }  // namespace kvx

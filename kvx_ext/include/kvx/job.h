@@ -49,15 +49,15 @@ class Job {
   bool cancel() const;
 
   int64_t blocks() const;
-  int64_t bytes() const;  // of all blocks
+  int64_t bytes() const;        // of all blocks
   int64_t blocks_done() const;  // kOk so far
   int64_t bytes_done() const;
   int64_t latency_ns() const;  // from submission to the end, or to now
 
   // One entry a block. REQUIRES: the span has blocks() entries.
-  void codes(std::span<int32_t> target) const;          // of Code, or kUndecided
-  void errnos(std::span<int32_t> target) const;         // behind kStorage, else 0
-  void checksums(std::span<uint64_t> target) const;     // computed; 0 where no bytes were seen
+  void codes(std::span<int32_t> target) const;       // of Code, or kUndecided
+  void errnos(std::span<int32_t> target) const;      // behind kStorage, else 0
+  void checksums(std::span<uint64_t> target) const;  // computed; 0 where no bytes were seen
 
   // Where the first failed sync of a kWrite job failed, else Ok.
   Status sync_status() const;
