@@ -76,7 +76,7 @@ class IndexMachine(RuleBasedStateMachine):
         is_dirty=st.booleans(),
         ttl_s=st.sampled_from([0, 0, 1, 3]),
     )
-    def reserve(self, batch: list[int], owner: int, is_dirty: bool, ttl_s: int) -> None:  # noqa: FBT001
+    def reserve(self, batch: list[int], owner: int, is_dirty: bool, ttl_s: int) -> None:
         """Reserve, and remember what has to be committed."""
         evicted: list[int] = []
         want = []
@@ -140,7 +140,7 @@ class IndexMachine(RuleBasedStateMachine):
         assert numbers(gone) == evicted
 
     @rule(data=st.data(), is_commit=st.booleans())
-    def finish_writing(self, data: st.DataObject, is_commit: bool) -> None:  # noqa: FBT001
+    def finish_writing(self, data: st.DataObject, is_commit: bool) -> None:
         """Commit or abort some reservations; some of them were cancelled meanwhile."""
         count = data.draw(st.integers(0, len(self.writing)))
         some, self.writing = self.writing[:count], self.writing[count:]
@@ -166,7 +166,7 @@ class IndexMachine(RuleBasedStateMachine):
         assert not again.any()
 
     @rule(batch=batches, touch=st.booleans(), pin=st.booleans())
-    def match(self, batch: list[int], touch: bool, pin: bool) -> None:  # noqa: FBT001
+    def match(self, batch: list[int], touch: bool, pin: bool) -> None:
         """The longest prefix."""
         rows = []
         for key in batch:
@@ -179,7 +179,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.use(rows, touch=touch, pin=pin)
 
     @rule(batch=batches, touch=st.booleans(), pin=st.booleans())
-    def lookup(self, batch: list[int], touch: bool, pin: bool) -> None:  # noqa: FBT001
+    def lookup(self, batch: list[int], touch: bool, pin: bool) -> None:
         """Every key for itself."""
         rows = [self.model.visible(key, self.now_ms) for key in batch]
         found, *places = self.index.lookup(KEYS[batch], self.now_ms, touch, pin)
@@ -295,7 +295,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.flushing += [self.held(e) for e in want]
 
     @rule(data=st.data(), is_good=st.booleans())
-    def end_flush(self, data: st.DataObject, is_good: bool) -> None:  # noqa: FBT001
+    def end_flush(self, data: st.DataObject, is_good: bool) -> None:
         """End some flushes, well or not."""
         count = data.draw(st.integers(0, len(self.flushing)))
         some, self.flushing = self.flushing[:count], self.flushing[count:]

@@ -6,6 +6,7 @@
 //
 // One thread plays every interleaving from a seed, so that a failure repeats.
 // Usage: test_fence [interleavings] [seed]
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -197,7 +198,7 @@ int main(int argc, char** argv) {
               static_cast<long long>(interleavings));
   const Counts fenced = simulate<true>(seed, interleavings);
   CHECK(fenced.wrong == 0 && fenced.served > 0 && fenced.refused > 0);
-  const Counts unfenced = simulate<false>(seed, interleavings / 10 + 1000);
+  const Counts unfenced = simulate<false>(seed, std::max<int64_t>(interleavings / 10, 200'000));
   CHECK(unfenced.wrong > 0);
   return 0;
 }
