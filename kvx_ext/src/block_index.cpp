@@ -123,7 +123,7 @@ void BlockIndex::Core::reserve(std::span<const BlockKey> keys, const WriteOption
       const bool is_placed =
           outcome == ReserveOutcome::kReserved || outcome == ReserveOutcome::kExists;
       rows.outcomes[base + i] = static_cast<uint8_t>(outcome);
-      rows.slots[base + i] = is_placed ? slot : -1;
+      rows.slots[base + i] = is_placed ? int64_t{slot} : -1;
       rows.generations[base + i] = is_placed ? blocks[slot].generation : 0;
     }
   }

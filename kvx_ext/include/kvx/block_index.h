@@ -153,7 +153,8 @@ class BlockIndex {
   Status retire_slots(int64_t first, int64_t count, bool* is_retired, Removed* removed);
 
   // --- writing ---
-  // kUsage when there are too many owners (65535); then nothing was done.
+  // kUsage when there are too many owners (65535); then nothing was done. Rows are taken one after
+  // the other: a later row may evict the block of a kExists row, so touch such blocks first.
   Status reserve(std::span<const BlockKey> keys, const WriteOptions& options,
                  std::span<uint8_t> outcomes, std::span<int64_t> slots,
                  std::span<uint32_t> generations, Removed* evicted);
