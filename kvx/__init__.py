@@ -7,7 +7,7 @@ from kvx.cache.disk.inspect import describe as describe_disk
 from kvx.cache.disk.inspect import iter_blocks as iter_disk_blocks
 from kvx.cache.events import AllBlocksCleared, BlockRemoved, BlockStored, EventLog
 from kvx.cache.lease import Lease
-from kvx.cache.namespace import Namespace
+from kvx.namespace import Namespace
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import Match, TierKind, TransferResult
 from kvx.cache.space import CacheSpace

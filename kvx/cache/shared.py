@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvx.cache.events import EventLog
     from kvx.cache.flusher import Flusher
     from kvx.cache.instruments import Instruments
-    from kvx.cache.namespace import Namespace
+    from kvx.namespace import Namespace
     from kvx.cache.nvme import NvmeTier
     from kvx.cache.pool import Pool
     from kvx.cache.reactor import Reactor

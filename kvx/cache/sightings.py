@@ -17,7 +17,7 @@ from kvx.cache.reasons import MissReason
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from kvx.cache.namespace import Namespace
+    from kvx.namespace import Namespace
 
 _ROWS = 1 << 16
 _NOBODY = -1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx.cache.namespace import Namespace
+    from kvx.namespace import Namespace
     from kvx.cache.result import TransferResult
     from kvx.cache.shared import Shared
     from kvx.transfer.handle import Transfer

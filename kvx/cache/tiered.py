@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.events import EventLog
-    from kvx.cache.namespace import Namespace
+    from kvx.namespace import Namespace
     from kvx.cache.pool import Pool
     from kvx.cache.shared import Shared
     from kvx.metrics import Registry

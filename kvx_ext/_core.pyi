@@ -1,0 +1,538 @@
+"""
+Native core of kvx: memory, copies with checksums, block index and file I/O.
+"""
+
+import enum
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+class StopFlag:
+    """Asks a running `HostRegion.prefault` to return early."""
+
+    def __init__(self) -> None: ...
+
+    def set(self) -> None:
+        """Raise the flag; it cannot be lowered. Thread-safe."""
+
+class HostRegion:
+    """
+    Page-aligned host memory, with huge pages asked for. Freed when the last array on it dies.
+    """
+
+    def __init__(self, bytes: int, is_shared: bool = False, numa_node: int = -1) -> None:
+        """
+        Map `bytes` (rounded up to 4096); `is_shared` backs it with a memfd. Pages arrive on first touch or by `prefault`. Raises CapacityError when the kernel refuses.
+        """
+
+    @property
+    def address(self) -> int:
+        """
+        Address of the first byte; a multiple of 4096, of 2 MiB for regions that big.
+        """
+
+    @property
+    def bytes(self) -> int:
+        """Size after rounding up."""
+
+    @property
+    def fd(self) -> int:
+        """File descriptor of a shared region, else -1."""
+
+    @property
+    def prefaulted_bytes(self) -> int:
+        """Progress of `prefault`; may be read from any thread meanwhile."""
+
+    def prefault(self, threads: int, stop: StopFlag | None = None) -> bool:
+        """
+        Populate all pages on `threads` threads without the GIL. False when stopped early.
+        """
+
+    def array(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        The whole region as a writable (bytes,) uint8 array that keeps it alive.
+        """
+
+def numa_node_count() -> int:
+    """NUMA nodes of this machine; at least 1."""
+
+def checksum_kernels() -> list[str]:
+    """Names of the checksum kernels this CPU can run, the one in use first."""
+
+def block_checksums(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    """
+    Checksums of (n, block_bytes) uint8 blocks under (n, 16) uint8 keys as (n,) uint64. One thread, without the GIL. Source: docs/formats/nvme.md.
+    """
+
+def crc64(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], state: int = 0, kernel: str = '') -> int:
+    """
+    Continue the bare CRC-64/NVME register `state` over `source` with the kernel named.
+    """
+
+def copy_with_crc64(target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], state: int = 0, is_streaming: bool = True, kernel: str = '') -> int:
+    """
+    Copy and checksum in one pass; returns the new register. The ranges must not overlap.
+    """
+
+def copy_only(target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], is_streaming: bool = True, kernel: str = '') -> None:
+    """
+    Copy with the same stores and no checksum: the limit line of the benchmarks.
+    """
+
+def block_keys(hashes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], fingerprint: bytes) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+    """
+    Keys of (n, k) uint8 hashes, 1 <= k <= 128, as (n, 16) uint8: for each row hashlib.blake2b(row, key=fingerprint, digest_size=16). Source: RFC 7693.
+    """
+
+class EvictionPolicy(enum.IntEnum):
+    """Whom to evict; see `include/kvx/eviction_policy.h`."""
+
+    LRU = 0
+    """Least recently touched."""
+
+    FIFO = 1
+    """Oldest commit."""
+
+    LFU = 2
+    """Least often touched, then least recently."""
+
+    LFU_WITH_RECENCY = 3
+    """
+    Least bit width of a frequency that is halved every 8 * slots accesses.
+    """
+
+    S3FIFO = 4
+    """Yang et al., SOSP 2023."""
+
+class ReserveOutcome(enum.IntEnum):
+    """What `BlockIndex.reserve` and `insert` did with a key."""
+
+    RESERVED = 0
+    """The slot is the caller's."""
+
+    EXISTS = 1
+    """Committed already."""
+
+    IN_FLIGHT = 2
+    """Somebody else is writing it."""
+
+    NO_SPACE = 3
+    """Every slot is pinned, dirty or reserved."""
+
+    QUOTA = 4
+    """The owner is at its limit, its blocks are held."""
+
+class RemovalReason(enum.IntEnum):
+    """Why a block left; what `MissHistory.why` answers."""
+
+    NEVER_STORED = 0
+    """Nothing is remembered of the key."""
+
+    EVICTED = 1
+    """To make room."""
+
+    EXPIRED = 2
+    """Past its time to live."""
+
+    DROPPED = 3
+    """The caller asked."""
+
+    CORRUPT = 4
+    """Its bytes failed their checksum."""
+
+    RETIRED = 5
+    """Its slot was taken out of the pool."""
+
+    CLEARED = 6
+    """The whole index was emptied."""
+
+    FAILED = 7
+    """The write that should have filled it failed."""
+
+    REPLACED = 8
+    """Other bytes took its place."""
+
+class MissHistory:
+    """
+    Why blocks left: 4 bytes a removal, the last `capacity / 2` right in more than 99% of cases. Thread-safe; several indexes may write into one.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Remember about `capacity` removals. Raises UsageError, CapacityError."""
+
+    def why(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        Why (n, 16) uint8 keys left, as (n,) uint8 of RemovalReason; 0 where nothing is known.
+        """
+
+    @property
+    def capacity(self) -> int:
+        """Removals it has room for."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes."""
+
+class BlockIndex:
+    """
+    Which block is in which slot of one pool: slot table, hash map and eviction order in one.
+
+    A slot is free, reserved (being written), committed (visible), or doomed (removed while
+    pinned). References {slot, generation, key} name one life of a slot; stale ones are ignored
+    and said so, row by row. Earlier keys of a batch end up more recent than later ones.
+    Keys are (n, 16) uint8, slots int64 (-1: none), generations uint32, checksums uint64,
+    times milliseconds of any one clock. Thread-safe: one lock a batch, without the GIL.
+    The full manual is `kvx_ext/include/kvx/block_index.h`.
+    """
+
+    def __init__(self, policy: EvictionPolicy, history: MissHistory | None = None) -> None:
+        """
+        An index without slots; why blocks leave is written to `history` if there is one.
+        """
+
+    def add_slots(self, first: int, count: int) -> None:
+        """
+        Make slots first..first+count-1 free. Memory is taken for every number from 0 on. Raises UsageError when one is there already, CapacityError without memory.
+        """
+
+    def retire_slots(self, first: int, count: int) -> bool:
+        """
+        Forget the blocks in a run of slots and the slots. False, and nothing done, when one of them is pinned or being written. Raises UsageError when one is not in the pool.
+        """
+
+    def reserve(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], owner: int, is_dirty: bool, ttl_s: int, now_ms: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]]:
+        """
+        Find slots for new blocks, free ones first, then by eviction; `ttl_s` 0 never expires.
+
+        Returns (outcomes (n,) uint8 of ReserveOutcome, slots, generations, evicted (m, 16)
+        uint8 keys that had to go). Slots are those of RESERVED and EXISTS rows, else -1.
+        Raises UsageError beyond 65535 owners.
+        """
+
+    def commit(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Make reserved blocks visible; (n,) bool, False where the reservation no longer stood.
+        """
+
+    def abort(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Give reserved slots back; (n,) bool, False where the reservation no longer stood.
+        """
+
+    def insert(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], owner: int, ttl_s: int, now_ms: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]]:
+        """
+        `reserve` and `commit` in one call, returning what `reserve` does. Blocks of one batch do not evict one another.
+        """
+
+    def match(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], now_ms: int, touch: bool, pin: bool) -> tuple[int, Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
+        """
+        Find the longest prefix that is here: (count, slots, generations, checksums), arrays of `count` rows. `touch` counts as a use; what is found with `pin` must be unpinned. Raises UsageError, and pins nothing, beyond 65535 pins of one block.
+        """
+
+    def lookup(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], now_ms: int, touch: bool, pin: bool) -> tuple[Annotated[NDArray[numpy.bool_], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
+        """
+        Find every key: (is_found (n,) bool, slots, generations, checksums); -1, 0, 0 in rows that are not here. Otherwise as `match`.
+        """
+
+    def match_many(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], prefix_lengths: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], now_ms: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
+        """
+        Length found of each of several prefixes laid end to end, (m,) int64, without touch, pin or hit counters. Raises UsageError when the lengths do not add up to the keys.
+        """
+
+    def validate(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Whether references still name the same block, (n,) bool: ask before and after copying bytes without a pin. True for a removed block until its last pin goes.
+        """
+
+    def pin(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Keep committed blocks from being evicted or reused, counted; (n,) bool, False where the reference is stale or the block has 65535 pins.
+        """
+
+    def unpin(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Undo one pin each; (n,) bool, False where the reference is stale or nothing pins it.
+        """
+
+    def lease(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], expires_ms: int) -> int:
+        """
+        Pin all blocks until `expires_ms` (0: until released) and return the lease's number. Raises StaleReference, and pins nothing, when one of them is gone.
+        """
+
+    def release(self, lease_id: int) -> bool:
+        """
+        Drop a lease's pins; False when it had expired or been released before.
+        """
+
+    def lease_is_live(self, lease_id: int, now_ms: int) -> bool:
+        """Whether a lease still holds its blocks."""
+
+    def expire(self, now_ms: int, slots_max: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+        """
+        Drop the pins of expired leases, then look at up to `slots_max` slots, from where the last call stopped, and remove expired blocks: their (m, 16) uint8 keys.
+        """
+
+    def remove(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], reason: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
+        """
+        Forget blocks for the RemovalReason given; ((m, 16) keys that were here, their slots). A pinned one is invisible at once and its slot free after the last unpin; of one being written, the commit will fail.
+        """
+
+    def clear(self) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
+        """Forget every block, as `remove`."""
+
+    def mark_clean(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Blocks were flushed and may be evicted once unpinned; (n,) bool, False where stale.
+        """
+
+    def take_dirty(self, count: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
+        """
+        Up to `count` of the coldest dirty blocks that nobody flushes, pinned: (keys, slots, generations, checksums). Owed: `mark_clean` where the write went well, `unpin` always.
+        """
+
+    def set_owner_limit(self, owner: int, slots_max: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+        """
+        Let an owner hold at most `slots_max` slots (-1: no limit); evicts down to it as far as blocks may go and returns their (m, 16) uint8 keys. Raises UsageError.
+        """
+
+    def owner_used(self, owner: int) -> int:
+        """Slots an owner holds: reserved, committed and doomed."""
+
+    def restore(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], freqs: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], expiry_s: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], owners: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+        """
+        Commit blocks whose bytes are in their slots already, coldest first; `freqs` uint8, `expiry_s` int64 seconds (0: never), `owners` int32. (n,) bool, False where the slot is not free, the key is here already or the owner at its limit.
+        """
+
+    def snapshot(self) -> dict[str, numpy.ndarray]:
+        """
+        All committed blocks, coldest first: keys, slots, generations, checksums, freqs, ticks (of the last move to a hot end), expiry_s, owners, pins, dirty.
+        """
+
+    def stats(self) -> dict[str, int]:
+        """
+        Numbers of slots by state, counters since the start, and memory_bytes (all but the history).
+        """
+
+    def check_integrity(self) -> None:
+        """
+        Raise CorruptBlock naming the first violated invariant. O(slots); for tests and doctor.
+        """
+
+    @property
+    def num_free(self) -> int:
+        """Slots that are free now."""
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the pool."""
+
+class Failpoints:
+    """
+    Faults on purpose in file I/O and copies, for tests. Thread-safe; rules may change while I/O runs.
+    """
+
+    def __init__(self) -> None:
+        """Start without rules."""
+
+    def set(self, operation: str, action: str, *, after: int = 0, count: int = -1, probability: float = 1.0, seed: int = 0, delay_s: float = 0.0, ignores_cancel: bool = False, torn_reports_error: bool = False) -> None:
+        """
+        Make file operations go wrong; a rule for the same operation and action is replaced.
+
+        Rules are asked in the order they were set and the first that hits decides.
+
+        Args:
+            operation: "read", "write", "sync", "any" of these, or "copy" (one block on a copy thread;
+                delay, hang, flip).
+            action: "eio", "enospc" (fail, nothing moves); "short" (half moves, then a short transfer);
+                "delay" (starts `delay_s` late); "hang" (does not start until clear()); "torn" (some
+                512-byte sectors of a write keep what they held); "flip" (one bit is wrong, success);
+                "drop" (nothing moves, success).
+            after: Matching operations that pass first.
+            count: Operations to spoil, -1 for all.
+            probability: Of each, 0..1.
+            seed: Decides the probability, the bit and the sectors.
+            delay_s: For "delay", seconds.
+            ignores_cancel: For "hang": cancelling and closing do not end it, as on a dying device.
+            torn_reports_error: For "torn": fail with EIO instead of claiming success.
+
+        Raises:
+            UsageError: An unknown name, a value out of range, or a pair that makes no sense (torn read).
+        """
+
+    def clear(self) -> None:
+        """Drop all rules and let everything that hangs go on. The counters stay."""
+
+    def hits(self) -> dict[str, int]:
+        """Return how many operations each action has spoiled so far."""
+
+def probe_io_uring() -> str:
+    """Return why io_uring cannot be used here; empty when it works."""
+
+class Job:
+    """
+    The shared handle of one batch. *Terminal*: its results are final. *Quiesced*: nothing touches its memory any more; before that it may be neither reused nor freed. Thread-safe, and usable after its engine was closed.
+    """
+
+    @property
+    def id(self) -> int:
+        """Number of the job, unique in its engine; ints from 1."""
+
+    @property
+    def kind(self) -> str:
+        """"copy_in", "copy_out", "verify", "read" or "write"."""
+
+    def state(self) -> str:
+        """
+        "running", "done" (every block ok), "failed", "timed_out" or "cancelled".
+        """
+
+    def is_terminal(self) -> bool:
+        """Whether the results are final."""
+
+    def is_quiesced(self) -> bool:
+        """Whether nothing touches the memory any more."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """
+        Wait without the GIL, doing some of the job's copying meanwhile. True once terminal.
+        """
+
+    def wait_quiesced(self, timeout_s: float) -> bool:
+        """Wait without the GIL. True once quiesced."""
+
+    def cancel(self) -> bool:
+        """
+        End the job and ask that its I/O be given up. True when this call ended it, False when it had already ended. Never blocks.
+        """
+
+    def codes(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """Outcome of every block as (n,) int32 of kvx::Code, -1 while undecided."""
+
+    def errnos(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """Errno behind every block's storage error as (n,) int32, else 0."""
+
+    def checksums(self) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+        """
+        Checksum computed of every block as (n,) uint64; 0 where no bytes were seen.
+        """
+
+    def raise_if_sync_failed(self) -> None:
+        """
+        Raise StorageError with the errno of the first failed sync of a write job.
+        """
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks."""
+
+    @property
+    def blocks_done(self) -> int:
+        """Blocks that are ok so far."""
+
+    @property
+    def bytes_done(self) -> int:
+        """Bytes of the blocks that are ok so far."""
+
+    @property
+    def latency_ns(self) -> int:
+        """From submission to the end, or to now."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """`latency_ns` in seconds."""
+
+class Engine:
+    """
+    Streams batches of blocks between planes, host slots and files on native threads. Deadlines are seconds from submission. Thread-safe; a context of close(1.0) if used in `with`.
+    """
+
+    def __init__(self, copy_threads: int = 0, backend: str = 'auto', queue_depth: int = 64, io_threads: int = 4, failpoints: Failpoints | None = None, journal_path: str = '') -> None:
+        """
+        Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend ("auto", "uring", "posix"). Raises UsageError, UnavailableError.
+        """
+
+    def __enter__(self) -> object:
+        """Nothing but the engine."""
+
+    def __exit__(self, *args) -> None:
+        """Close with a bound of a second."""
+
+    @property
+    def backend_name(self) -> str:
+        """The backend in use, decorators included."""
+
+    @property
+    def backend_reason(self) -> str:
+        """Why io_uring is not in use; empty when it is, or was not asked for."""
+
+    def open_file(self, path: str, *, create: bool = False, direct: bool = True) -> tuple[int, bool]:
+        """
+        Open for reading and writing, mode 0600: (fd, is_direct). Raises StorageError.
+        """
+
+    def close_file(self, fd: int) -> None:
+        """Close a descriptor. Raises StorageError."""
+
+    def preallocate(self, fd: int, offset: int, bytes: int) -> None:
+        """
+        Reserve a range so that writes cannot meet ENOSPC. Raises StorageError.
+        """
+
+    def register_buffer(self, address: int, bytes: int) -> str:
+        """Pin a buffer for faster I/O; empty, or why not (which is no error)."""
+
+    def unregister_buffer(self, address: int) -> None:
+        """Undo `register_buffer`. No I/O inside it may be in flight."""
+
+    def next_completions(self, max: int, timeout_s: float) -> tuple:
+        """
+        Wait without the GIL for notifications: (ids (k,) int64, flags (k,) uint8), 1 terminal, 2 quiesced, 3 both. Empty when time is up or the engine is closed.
+        """
+
+    def fileno(self) -> int:
+        """
+        An eventfd that is readable while notifications wait. Belongs to the engine.
+        """
+
+    def quarantined_jobs(self) -> int:
+        """Jobs that have ended while their memory is still in use."""
+
+    def quarantined_bytes(self) -> int:
+        """Bytes of the jobs in quarantine."""
+
+    def stats(self) -> dict:
+        """Counters by kind of job and by state, queue lengths, late I/O."""
+
+    def close(self, timeout_s: float) -> dict:
+        """
+        Refuse new jobs, let running ones end for half the time, cancel the rest, and wait for their memory. Returns cancelled_jobs, abandoned_jobs and abandoned_bytes; abandoned memory must never be freed. Later calls return the same.
+        """
+
+    def copy_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
+        """
+        Gather blocks `ids` (n,) int64 of planes (p, 3) int64 {base, stride, bytes} into host slots at `addresses` (n,) int64; checksums are computed under `keys` (n, 16) uint8. The memory must stay until the job is quiesced. Raises UsageError.
+        """
+
+    def copy_out(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
+        """
+        Scatter host slots to planes. A block that does not match `checksums` (n,) uint64 is corrupt and its target filled with 0xFF. Raises UsageError.
+        """
+
+    def verify(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
+        """Check host slots against `checksums` (n,) uint64. Raises UsageError."""
+
+    def read(self, fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, io_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float) -> Job:
+        """
+        Read `io_bytes` (>= block_bytes; a multiple of 4096 for direct files) at each (fd int32, offset int64) into the slot at its address, verify, and with planes scatter in the same pass, each block as soon as it arrived. Raises UsageError.
+        """
+
+    def write(self, fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], sync_fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
+        """
+        Write `bytes` (n,) int64 of each address to (fd, offset); after all of them, fdatasync each of `sync_fds` (m,) int32. A block of a synced file is ok once the sync is. Raises UsageError.
+        """

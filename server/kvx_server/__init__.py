@@ -1,0 +1,1 @@
+"""Reference server of kvx: frontend, router, workers and a small inference engine."""
