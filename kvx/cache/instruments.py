@@ -55,7 +55,7 @@ class Instruments:
 
     def gauge(self, name: str, explanation: str, read: Callable[[], float]) -> None:
         """Register a gauge that is read when the metrics are rendered."""
-        self.registry.gauge(name, explanation, callback=read)
+        self.registry.gauge(name, explanation, read)
 
     def note_transfer(self, verb: str, result: TransferResult, error: KvxError | None) -> None:
         """Count a transfer that became terminal."""
