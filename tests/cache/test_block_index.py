@@ -142,7 +142,18 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(data=st.data(), is_commit=st.booleans())
     def finish_writing(self, data: st.DataObject, is_commit: bool) -> None:
         """Commit or abort some reservations; some of them were cancelled meanwhile."""
-        count = data.draw(st.integers(0, len(self.writing)))
+        self.end_writes(
+            data.draw(st.integers(0, len(self.writing))), is_commit=is_commit
+        )
+
+    @rule(batch=batches, owner=owners)
+    def write_dirty(self, batch: list[int], owner: int) -> None:
+        """Write blocks that have to be flushed."""
+        self.reserve(batch, owner, is_dirty=True, ttl_s=0)
+        self.end_writes(len(self.writing), is_commit=True)
+
+    def end_writes(self, count: int, *, is_commit: bool) -> None:
+        """Commit or abort the oldest reservations."""
         some, self.writing = self.writing[:count], self.writing[count:]
         want = []
         for entry, _ in reversed(some):
@@ -186,6 +197,11 @@ class IndexMachine(RuleBasedStateMachine):
         assert found.tolist() == [e is not None for e in rows]
         self.check_places(rows, *places)
         self.use([e for e in rows if e is not None], touch=touch, pin=pin)
+
+    @rule(batch=batches)
+    def be_busy(self, batch: list[int]) -> None:
+        """Touch enough to reach halvings of frequencies and turns of queues."""
+        self.lookup(batch * 6, touch=True, pin=False)
 
     @rule(batch=st.lists(batches, max_size=4))
     def match_many(self, batch: list[list[int]]) -> None:
@@ -297,7 +313,17 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(data=st.data(), is_good=st.booleans())
     def end_flush(self, data: st.DataObject, is_good: bool) -> None:
         """End some flushes, well or not."""
-        count = data.draw(st.integers(0, len(self.flushing)))
+        self.end_flushes(data.draw(st.integers(0, len(self.flushing))), is_good=is_good)
+
+    @rule(count=st.integers(1, 6))
+    def fail_to_flush(self, count: int) -> None:
+        """Flush in vain: the same blocks are offered again."""
+        self.take_dirty(count)
+        self.end_flushes(len(self.flushing), is_good=False)
+        self.take_dirty(count)
+
+    def end_flushes(self, count: int, *, is_good: bool) -> None:
+        """End the oldest flushes."""
         some, self.flushing = self.flushing[:count], self.flushing[count:]
         if is_good:
             for entry, _ in reversed(some):
@@ -404,8 +430,8 @@ def test_index_agrees_with_the_model(policy: _core.EvictionPolicy) -> None:
     machine = type(f"{policy.name}Machine", (IndexMachine,), {"policy": policy})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=60,
-        stateful_step_count=40,
+        max_examples=100,
+        stateful_step_count=50,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
