@@ -115,8 +115,9 @@ void BlockIndex::Core::reserve(std::span<const BlockKey> keys, const WriteOption
   for (size_t base = 0; base < keys.size(); base += kGroup) {
     const size_t count = std::min(kGroup, keys.size() - base);
     probe(keys.subspan(base, count), &ahead);
-    prefetch_allocations(owner, count);
+    uint32_t foreseen = prefetch_allocations(owner, count);
     for (size_t i = 0; i < count; ++i) {
+      foreseen = prefetch_next_victim(foreseen);
       uint32_t slot = kNoSlot;
       const ReserveOutcome outcome =
           reserve_one(keys[base + i], ahead.hashes[i], options, owner, &slot, evicted);

@@ -159,7 +159,7 @@ void BlockIndex::Core::probe(std::span<const BlockKey> keys, Probe* probe) const
   }
 }
 
-void BlockIndex::Core::prefetch_allocations(uint16_t owner, size_t count) const {
+uint32_t BlockIndex::Core::prefetch_allocations(uint16_t owner, size_t count) const {
   uint32_t slots[kGroup];
   count = std::min(count, kGroup);
   size_t known = 0;
@@ -167,12 +167,13 @@ void BlockIndex::Core::prefetch_allocations(uint16_t owner, size_t count) const 
     __builtin_prefetch(&blocks[slot], 1);
     ++known;
   }
-  if (known == count) return;
+  if (known == count) return kNoSlot;
   const Owner& payer = owners[owner];
   const bool is_limited = payer.limit >= 0 && payer.used >= payer.limit;
   known = order.peek(is_limited ? owner : kAnyOwner, {slots, count - known});
   for (size_t i = 0; i < known; ++i) __builtin_prefetch(&blocks[slots[i]], 1);
   for (size_t i = 0; i < known; ++i) table.prefetch(blocks[slots[i]].key.hash());
+  return known == 0 ? kNoSlot : slots[known - 1];
 }
 
 }  // namespace kvx

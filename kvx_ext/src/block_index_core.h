@@ -88,12 +88,23 @@ class BlockIndex::Core {
   // --- block_index_core.cpp: looking up ---
   // Two passes of prefetches; REQUIRES: at most kGroup keys.
   void probe(std::span<const BlockKey> keys, Probe* probe) const;
-  // The same for what the next `count` allocations will touch.
-  void prefetch_allocations(uint16_t owner, size_t count) const;
+  // The same for what the next `count` allocations will touch; returns the last victim foreseen.
+  uint32_t prefetch_allocations(uint16_t owner, size_t count) const;
 
   // --- block_index_check.cpp ---
   Status check() const;
   [[nodiscard]] int64_t memory_bytes() const;
+
+  // Fetches the victim after `slot`, one a row, while rows are worked on: a scrambled order is a
+  // chain of cache misses, each of which would otherwise be waited for. A hint; it may be wrong.
+  [[nodiscard]] uint32_t prefetch_next_victim(uint32_t slot) const {
+    if (slot == kNoSlot) return kNoSlot;
+    const uint32_t hotter = links[slot].hotter;
+    if (hotter == kNoSlot) return kNoSlot;
+    __builtin_prefetch(&links[hotter], 1);
+    __builtin_prefetch(&blocks[hotter], 1);
+    return hotter;
+  }
 
   [[nodiscard]] bool is_expired(uint32_t slot, uint64_t now_ms) const {
     return blocks[slot].has(kExpires) && uint64_t{links[slot].expiry_s} * 1000 <= now_ms;
