@@ -7,7 +7,6 @@ from kvx_ext import _core
 from slots import EngineMaker
 
 
-
 @pytest.fixture
 def make_engine() -> Iterator[EngineMaker]:
     """Make engines that are closed when the test ends."""
@@ -33,5 +32,5 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def engine(make_engine: EngineMaker) -> _core.Engine:
-    """An engine without faults."""
+    """Make an engine without faults."""
     return make_engine(copy_threads=2)

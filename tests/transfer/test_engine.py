@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import gc
 import threading
 import time
 from collections.abc import Callable
@@ -40,7 +39,7 @@ def spread(value: int) -> int:
 
 
 def checksum_reference(key: bytes, block: bytes) -> int:
-    """A block's checksum in 20 lines of Python."""
+    """Compute a block's checksum the slow way."""
     low, high = (int.from_bytes(key[i : i + 8], "little") for i in (0, 8))
     return crc64_reference(block, spread(low ^ spread(high ^ spread(len(block)))))
 
@@ -84,9 +83,7 @@ def test_gather_and_scatter_agree_with_numpy(data: st.DataObject) -> None:
         targets = [np.full((count, a.shape[1]), 0x11, dtype=np.uint8) for a in arrays]
         planes_out = planes.copy()
         planes_out[:, 0] = [t.ctypes.data for t in targets]
-        expect(
-            engine.copy_out(slots.addresses, keys, sums, planes_out, places, LONG_S), "done", OK
-        )
+        expect(engine.copy_out(slots.addresses, keys, sums, planes_out, places, LONG_S), "done", OK)
         for target, array, size in zip(targets, arrays, sizes, strict=True):
             assert (target[places, :size] == array[ids, :size]).all(), seed
             assert (target[:, size:] == 0x11).all(), "bytes between the runs were touched"
@@ -265,6 +262,26 @@ def test_a_thousand_hung_deadlines_are_met_within_100_ms(
     faults.clear()
     assert all(job.wait_quiesced(LONG_S) for job in jobs)
     assert engine.quarantined_jobs() == 0
+    engine.close_file(fd)
+
+
+def test_giving_up_a_huge_job_delays_no_other_deadline(
+    make_engine: EngineMaker, backend: str, tmp_path: Path
+) -> None:
+    faults = _core.Failpoints()
+    engine = make_engine(backend=backend, failpoints=faults)
+    fd, _ = engine.open_file(str(tmp_path / "f"), create=True)
+    slots, count = Slots(1, 4096), 30_000
+    faults.set("write", "hang")
+    fds, offsets = np.full(count, fd, np.int32), np.zeros(count, np.int64)
+    addresses, lengths = np.repeat(slots.addresses, count), np.full(count, 4096)
+    none = np.array([], np.int32)
+    huge = engine.write(fds, offsets, addresses, lengths, none, 0.1)
+    small = engine.write(fds[:1], offsets[:1], addresses[:1], lengths[:1], none, 0.11)
+    expect(small, "timed_out", TIMEOUT)
+    assert small.elapsed_s < 0.21
+    expect(huge, "timed_out", TIMEOUT)
+    assert huge.wait_quiesced(LONG_S)
     engine.close_file(fd)
 
 
@@ -460,7 +477,6 @@ def test_an_engine_that_is_not_closed_warns_and_its_jobs_stay_usable() -> None:
     job = engine.copy_in(planes_of(source), np.arange(2), slots.addresses, keys_of(2), LONG_S)
     with pytest.warns(ResourceWarning, match="not closed"):
         del engine
-        gc.collect()
     assert job.wait(1.0)
     assert job.is_quiesced()
     assert not job.cancel()
