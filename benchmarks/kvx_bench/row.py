@@ -1,0 +1,97 @@
+"""One measured figure, and how it is measured: in turn with its limit, medians of pairs."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a benchmark.
+
+    Attributes:
+        key: ``NAME.operation.size[.variant]``.
+        gb_per_s: Throughput in 1e9 bytes a second; None where `per_s` counts.
+        per_s: Things a second; None where `gb_per_s` counts.
+        limit: What the same work could reach at most, in the same unit, same run; None if unknown.
+        ratio: Median of the paired ratios to the limit.
+        cpu_s_per_gb: CPU seconds of this process for 1e9 bytes.
+        p50_us: Median latency of one operation, microseconds.
+        p99_us: 99th percentile of it.
+        note: What else the reader must know.
+    """
+
+    key: str
+    gb_per_s: float | None = None
+    per_s: float | None = None
+    limit: float | None = None
+    ratio: float | None = None
+    cpu_s_per_gb: float | None = None
+    p50_us: float | None = None
+    p99_us: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One timed run: wall and CPU seconds (of all threads of this process)."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def timed(work: Callable[[], object]) -> Sample:
+    """Run `work` once."""
+    before = _cpu_s()
+    began = time.perf_counter()
+    work()
+    wall_s = time.perf_counter() - began
+    return Sample(wall_s, _cpu_s() - before)
+
+
+def paired(
+    work: Callable[[], Sample], limit: Callable[[], Sample], *, repeats: int
+) -> list[tuple[Sample, Sample]]:
+    """Run work and limit in turn after one warm-up of each, so that drift hits both."""
+    work()
+    limit()
+    return [(work(), limit()) for _ in range(repeats)]
+
+
+def throughput_row(
+    key: str, num_bytes: int, pairs: list[tuple[Sample, Sample]], *, note: str = ""
+) -> Row:
+    """Make a row of bytes a second from pairs of runs over `num_bytes` each."""
+    return Row(
+        key,
+        gb_per_s=num_bytes / GB / _median(mine.wall_s for mine, _ in pairs),
+        limit=num_bytes / GB / _median(limit.wall_s for _, limit in pairs),
+        ratio=_median(limit.wall_s / mine.wall_s for mine, limit in pairs),
+        cpu_s_per_gb=_median(mine.cpu_s for mine, _ in pairs) / (num_bytes / GB),
+        note=note,
+    )
+
+
+def percentiles_us(seconds: list[float]) -> tuple[float, float]:
+    """Return p50 and p99 in microseconds."""
+    ordered = sorted(seconds)
+    last = len(ordered) - 1
+    return ordered[last // 2] * 1e6, ordered[min(last, int(last * 0.99))] * 1e6
+
+
+def _median(values: object) -> float:
+    return float(statistics.median(values))  # type: ignore[call-overload]
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

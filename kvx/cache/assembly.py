@@ -1,0 +1,182 @@
+"""Putting a cache together from its configuration, and its blocks back from disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.cache.admission import Admission
+from kvx.cache.breaker import Breaker
+from kvx.cache.dram import DramTier
+from kvx.cache.events import EventLog
+from kvx.cache.flusher import Flusher
+from kvx.cache.instruments import Instruments
+from kvx.cache.nvme import NvmeTier
+from kvx.cache.reactor import Reactor
+from kvx.cache.shared import NamespaceTable, Shared
+from kvx.cache.sightings import Sightings
+from kvx.config import NvmeTierConfig
+from kvx.metrics import Registry
+from kvx_ext import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvx.config import CacheConfig
+
+    Progress = Callable[[str, int, int], None]
+
+_HISTORY_ENTRIES = 1 << 18
+_PROGRESS_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FaultInjection:
+    """What a test puts below a cache.
+
+    Attributes:
+        failpoints: Rules for I/O and copies that go wrong; None for none.
+        journal_path: File that every write and sync is recorded in; empty for none.
+    """
+
+    failpoints: _core.Failpoints | None = None
+    journal_path: str = ""
+
+
+def assemble(
+    config: CacheConfig,
+    progress: Progress | None,
+    clock: Callable[[], float],
+    faults: FaultInjection | None,
+) -> Shared:
+    """Open the tiers of a configuration; nothing is recovered and no thread runs yet.
+
+    Raises:
+        KvxError: As `TieredCache.open`; nothing is left open.
+    """
+    history = _core.MissHistory(_HISTORY_ENTRIES)
+    nvme_config = config.tier(NvmeTierConfig)
+    nvme = NvmeTier(nvme_config, history, Breaker(config.breaker)) if nvme_config else None
+    try:
+        dram = DramTier(config.dram, history)
+        if progress is not None and config.dram.prefault == "background":
+            _show_prefault(dram, progress)
+        engine = _core.Engine(
+            config.copy_threads or os.cpu_count() or 1,
+            config.io_backend.value,
+            nvme_config.queue_depth if nvme_config else 1,
+            failpoints=faults.failpoints if faults else None,
+            journal_path=faults.journal_path if faults else "",
+        )
+    except BaseException:
+        if nvme is not None:
+            nvme.close()
+        raise
+    shared = Shared(
+        engine=engine,
+        reactor=Reactor(engine),
+        dram=dram,
+        nvme=nvme,
+        flusher=None,
+        admission=Admission(nvme_config.admission if nvme_config else None),
+        events=EventLog(config.events_capacity),
+        instruments=Instruments(Registry()),
+        history=history,
+        names=NamespaceTable(),
+        sightings=Sightings(),
+        clock=clock,
+    )
+    if nvme is not None:
+        shared.flusher = Flusher(shared, nvme)
+        engine.register_buffer(dram.arena.region.address, dram.arena.region.size_bytes)
+    _add_gauges(shared)
+    return shared
+
+
+def restore(shared: Shared, nvme: NvmeTier, progress: Progress | None) -> int:
+    """Put the blocks that NVMe holds back into its indexes; returns how many.
+
+    Raises:
+        StorageError: The records cannot be read.
+    """
+    report = None if progress is None else lambda done, total: progress("recover", done, total)
+    recovered = nvme.recover(report)
+    count = 0
+    for slot_bytes, found in recovered.pools.items():
+        pool = nvme.pools[slot_bytes]
+        records = found.records
+        ids, owners = _names_of(shared, records.namespaces, records.payload_bytes, records.tenants)
+        pool.namespace_ids[found.slots] = ids
+        pool.expiries_s[found.slots] = records.expiry_s.astype(np.int64)
+        pool.index.restore(
+            records.keys,
+            found.slots,
+            records.generations,
+            records.checksums,
+            records.heat,
+            records.expiry_s.astype(np.int64),
+            owners,
+        )
+        count += len(found.slots)
+    return count
+
+
+def _names_of(
+    shared: Shared, fingerprints: np.ndarray, block_bytes: np.ndarray, tenants: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number the namespaces of recovered blocks; they need not have been opened by name yet."""
+    facts = np.concatenate(
+        [
+            fingerprints,
+            block_bytes[:, None].astype("<u4").view(np.uint8),
+            tenants[:, None].astype("<u8").view(np.uint8),
+        ],
+        axis=1,
+    )
+    distinct, inverse = np.unique(facts, axis=0, return_inverse=True)
+    ids = np.array(
+        [
+            shared.names.add(
+                row[:16].tobytes(),
+                int.from_bytes(row[16:20].tobytes(), "little"),
+                int.from_bytes(row[20:28].tobytes(), "little"),
+            )
+            for row in distinct
+        ],
+        np.int32,
+    )[inverse.reshape(-1)]
+    return ids, shared.names.owners_of(ids)
+
+
+def _show_prefault(dram: DramTier, progress: Progress) -> None:
+    region = dram.arena.region
+
+    def watch() -> None:
+        while not finished.wait(_PROGRESS_EVERY_S):
+            progress("prefault", region.prefaulted_bytes, region.size_bytes)
+            if region.prefaulted_bytes >= region.size_bytes:
+                return
+
+    finished = threading.Event()
+    threading.Thread(target=watch, name="kvx-prefault-progress", daemon=True).start()
+
+
+def _add_gauges(shared: Shared) -> None:
+    gauge = shared.instruments.gauge
+    engine = shared.engine
+    gauge("kvx_quarantined_bytes", "Bytes of ended transfers that the hardware may still touch",
+          lambda: float(engine.quarantined_bytes()))  # fmt: skip
+    gauge("kvx_unsettled_jobs", "Native jobs whose bytes may still move",
+          lambda: float(shared.reactor.num_unsettled))  # fmt: skip
+    nvme, flusher = shared.nvme, shared.flusher
+    if nvme is not None and flusher is not None:
+        gauge("kvx_nvme_is_up", "1 unless the breaker keeps the NVMe tier out",
+              lambda: float(nvme.is_up()))  # fmt: skip
+        gauge("kvx_nvme_used_bytes", "What the NVMe tier's files take",
+              lambda: float(nvme.used_bytes))  # fmt: skip
+        gauge("kvx_dirty_blocks", "Blocks that NVMe does not hold yet",
+              lambda: float(flusher.num_dirty))  # fmt: skip

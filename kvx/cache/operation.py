@@ -1,0 +1,157 @@
+"""One offload, onboard or prefetch: its native jobs, its outcome, and its deadline.
+
+An operation works through its rows (the blocks it was called with) in windows, so that it may be
+larger than the pool it passes through. Invariant: every row gets exactly one reason, and the
+transfer ends by its deadline even when native jobs do not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.cache.reasons import MissReason
+from kvx.cache.result import TierKind, TransferResult
+from kvx.errors import KvxError, TransferCancelled, TransferTimeout
+from kvx.transfer.codes import Code
+from kvx.transfer.handle import Transfer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from kvx.cache.reactor import Step
+    from kvx.cache.shared import Shared
+    from kvx_ext import _core
+
+Rows = "npt.NDArray[np.int64]"
+
+_PENDING = 255
+_RETRY_S = 0.002
+_WAIT_SLICE_S = 0.001
+
+REASON_OF_CODE = np.full(len(Code), int(MissReason.TIER_DOWN), np.uint8)
+REASON_OF_CODE[Code.OK] = MissReason.HIT
+REASON_OF_CODE[Code.CORRUPT] = MissReason.CORRUPT
+REASON_OF_CODE[Code.STALE] = MissReason.STALE
+REASON_OF_CODE[Code.TIMEOUT] = MissReason.DEADLINE
+REASON_OF_CODE[Code.CANCELLED] = MissReason.CANCELLED
+REASON_OF_CODE[Code.SKIPPED] = MissReason.DEADLINE
+
+
+class Operation:
+    """Base of the operations; a subclass launches jobs in `_launch` and settles them."""
+
+    def __init__(self, shared: Shared, verb: str, num_rows: int, deadline_s: float) -> None:
+        """Make an operation that has not begun; `start` begins it."""
+        self.shared = shared
+        self.verb = verb
+        self.transfer: Transfer[TransferResult] = Transfer(self, f"{verb} of {num_rows} blocks")
+        self.reasons = np.full(num_rows, _PENDING, np.uint8)
+        self.tiers = np.full(num_rows, TierKind.NONE, np.uint8)
+        self.waiting: npt.NDArray[np.int64] = np.arange(num_rows, dtype=np.int64)
+        self.bytes_done = 0
+        self._lock = threading.RLock()
+        self._steps: list[Step] = []
+        self._began = time.monotonic()
+        self._end = self._began + deadline_s
+        self._deadline_s = deadline_s
+        self._ended_by: KvxError | None = None
+
+    def start(self) -> Transfer[TransferResult]:
+        """Launch the first window and return the handle."""
+        self.pump()
+        return self.transfer
+
+    def drive(self, timeout_s: float) -> None:
+        """Help along on the waiter's thread: settle the jobs it waited for itself."""
+        with self._lock:
+            step = self._steps[0] if self._steps else None
+        if step is None:
+            self.transfer.wait_finished(min(timeout_s, self._remaining_s() + _WAIT_SLICE_S))
+            self.pump()
+            return
+        if step.job.wait(timeout_s) and not step.advance():
+            self.transfer.wait_finished(_WAIT_SLICE_S)
+
+    def cancel(self) -> None:
+        """Stop what has not begun."""
+        self._end_early(TransferCancelled(f"{self.verb} was cancelled", bytes_done=self.bytes_done))
+
+    def pump(self) -> None:
+        """Launch what can be launched now; finish when nothing is left."""
+        with self._lock:
+            if self.transfer.wait_finished(0):
+                return
+            if self._remaining_s() <= 0 and (len(self.waiting) or self._steps):
+                self._time_out()
+                return
+            if len(self.waiting):
+                self._launch()
+            if self._steps:
+                return
+            if len(self.waiting):
+                self.shared.reactor.call_later(min(_RETRY_S, self._remaining_s()), self.pump)
+                return
+            self._finish()
+
+    def _launch(self) -> None:
+        """Take rows out of `waiting` and start jobs for them, or give them a reason."""
+        raise AssertionError("a subclass launches")
+
+    def _add(self, step: Step) -> None:
+        self._steps.append(step)
+
+    def _step_over(self, step_job: _core.Job) -> None:
+        """Forget a settled job and go on; every settle ends with this."""
+        with self._lock:
+            self._steps = [step for step in self._steps if step.job is not step_job]
+        self.pump()
+
+    def _give_up(self, job: _core.Job) -> None:
+        """End the transfer although a job's bytes may still move; its `settle` comes later."""
+        with self._lock:
+            self._steps = [step for step in self._steps if step.job is not job]
+            self._time_out()
+
+    def _remaining_s(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    def _time_out(self) -> None:
+        self._end_early(
+            TransferTimeout(
+                f"{self.verb} did not finish within its deadline of {self._deadline_s} s: "
+                f"{int((self.reasons == MissReason.HIT).sum())} of {len(self.reasons)} blocks "
+                "arrived; raise deadline_s, or see which tier is slow in the metrics",
+                bytes_done=self.bytes_done,
+            )
+        )
+
+    def _end_early(self, error: KvxError) -> None:
+        with self._lock:
+            if self._ended_by is not None or self.transfer.wait_finished(0):
+                return
+            self._ended_by = error
+            steps = list(self._steps)
+            is_cancel = isinstance(error, TransferCancelled)
+            left = self.reasons == _PENDING
+            self.reasons[left] = MissReason.CANCELLED if is_cancel else MissReason.DEADLINE
+            self.waiting = self.waiting[:0]
+            self._finish()
+        for step in steps:
+            step.job.cancel()
+
+    def _settle_reason(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
+        """Record outcomes of rows; after an early end they come too late and are dropped."""
+        with self._lock:
+            if self._ended_by is None:
+                self.reasons[rows] = reasons
+
+    def _finish(self) -> None:
+        result = TransferResult(
+            self.reasons.copy(), self.tiers.copy(), self.bytes_done, time.monotonic() - self._began
+        )
+        if self.transfer.complete(result, self._ended_by):
+            self.shared.instruments.note_transfer(self.verb, result, self._ended_by)

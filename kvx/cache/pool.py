@@ -1,0 +1,103 @@
+"""Equal slots of one tier: a native index over them, and where their bytes lie.
+
+A tier's capacity is divided into extents. A pool holds the extents given to its slot size; its
+slots are numbered `ordinal * slots_per_extent + place`, so a slot keeps its number when other
+extents come and go. What a block belongs to is kept beside the index, one number a slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx_ext import _core
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from kvx.config import Eviction
+
+SLOT_ALIGNMENT = 4096
+
+_POLICIES = {
+    "lru": _core.EvictionPolicy.LRU,
+    "lfu": _core.EvictionPolicy.LFU,
+    "fifo": _core.EvictionPolicy.FIFO,
+    "lfu_with_recency": _core.EvictionPolicy.LFU_WITH_RECENCY,
+    "s3fifo": _core.EvictionPolicy.S3FIFO,
+}
+
+
+def slot_bytes_for(block_bytes: int) -> int:
+    """Return the size of the slot that a block of `block_bytes` takes."""
+    return -(-block_bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where blocks are: arrays over the keys asked for.
+
+    Attributes:
+        mask: (n,) bool, whether the block is there; the other arrays hold garbage where not.
+        slots: (n,) int64.
+        generations: (n,) uint32 counter of each slot; checked again when the slot is let go.
+        checksums: (n,) uint64 of the canonical bytes.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    slots: npt.NDArray[np.int64]
+    generations: npt.NDArray[np.uint32]
+    checksums: npt.NDArray[np.uint64]
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> Found:
+        """Return the rows where `mask` holds."""
+        return Found(
+            self.mask[mask], self.slots[mask], self.generations[mask], self.checksums[mask]
+        )
+
+
+class Pool:
+    """The slots of one size in one tier."""
+
+    def __init__(
+        self,
+        slot_bytes: int,
+        slots_per_extent: int,
+        eviction: Eviction,
+        history: _core.MissHistory,
+    ) -> None:
+        """Make a pool without slots; its tier adds extents."""
+        self.slot_bytes = slot_bytes
+        self.slots_per_extent = slots_per_extent
+        self.index = _core.BlockIndex(_POLICIES[eviction.value], history)
+        self.namespace_ids = np.zeros(0, np.int32)
+        self.expiries_s = np.zeros(0, np.int64)
+        self.num_extents = 0
+
+    def add_slots(self, first_slot: int, num_slots: int) -> None:
+        """Take a new extent's slots into use."""
+        missing = first_slot + num_slots - len(self.namespace_ids)
+        if missing > 0:
+            self.namespace_ids = np.append(self.namespace_ids, np.zeros(missing, np.int32))
+            self.expiries_s = np.append(self.expiries_s, np.zeros(missing, np.int64))
+        self.index.add_slots(first_slot, num_slots)
+        self.num_extents += 1
+
+    def retire_slots(self, first_slot: int, num_slots: int) -> bool:
+        """Forget the blocks of an extent and its slots; False when one of them is in use."""
+        if not self.index.retire_slots(first_slot, num_slots):
+            return False
+        self.num_extents -= 1
+        return True
+
+    def find(
+        self, keys: npt.NDArray[np.uint8], now_ms: int, *, touch: bool = False, pin: bool = False
+    ) -> Found:
+        """Look every key up; pinned blocks must be let go with `index.unpin`."""
+        return Found(*self.index.lookup(keys, now_ms, touch, pin))
+
+    def unpin(self, found: Found) -> None:
+        """Let go of the blocks found with `pin`; those not found are passed over."""
+        self.index.unpin(found.slots[found.mask], found.generations[found.mask])

@@ -1,0 +1,141 @@
+"""The one background thread of a cache: it settles native jobs and runs timers.
+
+A job is settled exactly once, after its bytes have physically stopped (it is "quiesced"): only then
+may its slots be committed, unpinned or reused. A job whose deadline passed is given up first, so
+that its transfer ends on time, and settled whenever the hardware lets go.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvx_ext import _core
+
+_COMPLETIONS_MAX = 256
+_IDLE_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A native job and what to do with its outcome.
+
+    Attributes:
+        job: The job.
+        settle: Called once, after the bytes have stopped.
+        give_up: Called once if the job ends while bytes still move; before `settle`.
+        keep: Whatever the bytes live in: held until settled.
+    """
+
+    job: _core.Job
+    settle: Callable[[_core.Job], None]
+    give_up: Callable[[_core.Job], None]
+    keep: object = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    is_given_up: bool = False
+    is_settled: bool = False
+
+    def advance(self) -> bool:
+        """Do what the job's state calls for; True once settled. Any thread, any number of times."""
+        if not self.job.is_terminal():
+            return False
+        if not self.job.is_quiesced():
+            with self.lock:
+                first = not (self.is_given_up or self.is_settled)
+                self.is_given_up = True
+            if first:
+                self.give_up(self.job)
+            return False
+        with self.lock:
+            first = not self.is_settled
+            self.is_settled = True
+        if first:
+            self.settle(self.job)
+            self.keep = None
+        return True
+
+
+class Reactor:
+    """Settles the jobs of one engine and runs its timers, on one daemon thread."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        """Make it; `start` starts the thread."""
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._steps: dict[int, Step] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="kvx-reactor", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, make: Callable[[], Step]) -> Step:
+        """Submit a job so that its completion cannot be seen before its step is known.
+
+        Args:
+            make: Submits the job to the engine and wraps it; must not block.
+        """
+        with self._lock:
+            step = make()
+            self._steps[step.job.id] = step
+        return step
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Run `callback` on the reactor's thread after `delay_s`, at most one idle turn late."""
+        with self._lock:
+            due = time.monotonic() + delay_s
+            heapq.heappush(self._timers, (due, next(self._order), callback))
+            is_next = self._timers[0][0] == due
+        if is_next:
+            self._engine.wake()
+
+    @property
+    def num_unsettled(self) -> int:
+        """Jobs whose bytes may still move."""
+        with self._lock:
+            return len(self._steps)
+
+    def close(self, timeout_s: float) -> None:
+        """Stop the thread once all jobs are settled or the time is up."""
+        end = time.monotonic() + timeout_s
+        self._is_closing = True
+        self._engine.wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(max(0.0, end - time.monotonic()) + _IDLE_S)
+
+    def _run(self) -> None:
+        while True:
+            ids, _ = self._engine.next_completions(_COMPLETIONS_MAX, self._idle_s())
+            for job_id in ids.tolist():
+                with self._lock:
+                    step = self._steps.get(job_id)
+                if step is not None and step.advance():
+                    with self._lock:
+                        self._steps.pop(job_id, None)
+            self._run_timers()
+            if self._is_closing and self.num_unsettled == 0:
+                return
+
+    def _idle_s(self) -> float:
+        with self._lock:
+            if not self._timers:
+                return _IDLE_S
+            return min(_IDLE_S, max(0.0, self._timers[0][0] - time.monotonic()))
+
+    def _run_timers(self) -> None:
+        while True:
+            with self._lock:
+                if not self._timers or self._timers[0][0] > time.monotonic():
+                    return
+                _, _, callback = heapq.heappop(self._timers)
+            callback()

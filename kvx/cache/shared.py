@@ -1,0 +1,169 @@
+"""What all verbs of one cache stand on: its tiers, its engine, its names and its accounts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.cache.reasons import MissReason
+from kvx.cache.result import TierKind
+from kvx.cache.sightings import Sightings
+from kvx_ext import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from kvx.cache.admission import Admission
+    from kvx.cache.dram import DramTier
+    from kvx.cache.events import EventLog
+    from kvx.cache.flusher import Flusher
+    from kvx.cache.instruments import Instruments
+    from kvx.cache.namespace import Namespace
+    from kvx.cache.nvme import NvmeTier
+    from kvx.cache.pool import Pool
+    from kvx.cache.reactor import Reactor
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceFacts:
+    """What the records of blocks say about their namespaces; arrays over the blocks.
+
+    Attributes:
+        fingerprints: (n, 16) uint8.
+        block_bytes: (n,) uint32.
+        tenants: (n,) uint64 digest of the tenant's name.
+    """
+
+    fingerprints: npt.NDArray[np.uint8]
+    block_bytes: npt.NDArray[np.uint32]
+    tenants: npt.NDArray[np.uint64]
+
+
+class NamespaceTable:
+    """Numbers for namespaces and owners: what is stored beside slots instead of the values."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._lock = threading.Lock()
+        self._ids: dict[bytes, int] = {}
+        self._fingerprints = np.zeros((0, 16), np.uint8)
+        self._block_bytes = np.zeros(0, np.uint32)
+        self._owners = np.zeros(0, np.int64)
+        self._tenants = np.zeros(0, np.uint64)
+        self._owner_ids: dict[int, int] = {}
+
+    def owner_id(self, tenant_digest: int) -> int:
+        """Return the number that a tenant's quota is kept under."""
+        with self._lock:
+            return self._owner_ids.setdefault(tenant_digest, len(self._owner_ids))
+
+    def add(self, fingerprint: bytes, block_bytes: int, tenant_digest: int) -> int:
+        """Return the number of a namespace, the same for the same fingerprint."""
+        owner = self.owner_id(tenant_digest)
+        with self._lock:
+            known = self._ids.get(fingerprint)
+            if known is not None:
+                return known
+            row = np.frombuffer(fingerprint, np.uint8)[None]
+            self._fingerprints = np.concatenate([self._fingerprints, row])
+            self._block_bytes = np.append(self._block_bytes, np.uint32(block_bytes))
+            self._owners = np.append(self._owners, np.int64(owner))
+            self._tenants = np.append(self._tenants, np.uint64(tenant_digest))
+            self._ids[fingerprint] = len(self._ids)
+            return len(self._ids) - 1
+
+    def owners_of(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Return the owners, (n,) int64, of namespaces given by number."""
+        owners: npt.NDArray[np.int64] = self._owners[ids]
+        return owners
+
+    def describe(self, ids: npt.NDArray[np.int32]) -> NamespaceFacts:
+        """Return what records say about namespaces given by number."""
+        return NamespaceFacts(
+            self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids]
+        )
+
+    def fingerprint(self, namespace_id: int) -> bytes:
+        """Return the fingerprint of a namespace given by number."""
+        return self._fingerprints[namespace_id].tobytes()
+
+
+@dataclass(slots=True)
+class Shared:
+    """The parts of one cache. Made by `TieredCache.open`; flusher and nvme come and go together."""
+
+    engine: _core.Engine
+    reactor: Reactor
+    dram: DramTier
+    nvme: NvmeTier | None
+    flusher: Flusher | None
+    admission: Admission
+    events: EventLog
+    instruments: Instruments
+    history: _core.MissHistory
+    names: NamespaceTable
+    sightings: Sightings
+    clock: Callable[[], float]
+
+    def now_ms(self) -> int:
+        """Return the wall clock in milliseconds, as the indexes want it."""
+        return int(self.clock() * 1000)
+
+    def note_stored(
+        self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]
+    ) -> None:
+        """Publish that a tier holds blocks now."""
+        if len(keys):
+            self.events.stored(keys, tier.name.lower(), self.names.fingerprint(namespace_id))
+
+    def note_evicted(self, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
+        """Publish that a tier let blocks go to make room."""
+        if len(keys):
+            self.events.removed(keys, tier.name.lower(), MissReason.EVICTED)
+            self.instruments.note_evicted(tier, len(keys))
+
+    def drop_corrupt(self, pool: Pool, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
+        """Forget blocks whose bytes proved wrong, so that nobody is served them again."""
+        self.instruments.note_corrupt(tier, len(keys))
+        self.remove(pool, tier, keys, MissReason.CORRUPT)
+
+    def remove(
+        self, pool: Pool, tier: TierKind, keys: npt.NDArray[np.uint8], reason: MissReason
+    ) -> int:
+        """Forget blocks in one tier, for good; returns how many there were."""
+        removed_keys, slots = pool.index.remove(keys, reason.history_code)
+        if tier is TierKind.NVME and self.nvme is not None and len(slots):
+            self.nvme.kill_records(pool, slots)
+            if self.flusher is not None:
+                self.flusher.write_records()
+        if len(removed_keys):
+            self.events.removed(removed_keys, tier.name.lower(), reason)
+        return len(removed_keys)
+
+    def explain(
+        self,
+        namespace_id: int,
+        block_bytes: int,
+        keys: npt.NDArray[np.uint8],
+        hashes: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        """Say why blocks are not served, (n,) uint8 of `MissReason`."""
+        reasons = MissReason.of_history(self.history.why(keys))
+        unknown = reasons == MissReason.NEVER_STORED
+        if unknown.any():
+            reasons[unknown] = self.sightings.explain(hashes[unknown], namespace_id)
+        if self.nvme is not None and not self.nvme.is_up():
+            pool = self.nvme.pool_if_any(block_bytes)
+            if pool is not None:
+                reasons[pool.find(keys, self.now_ms()).mask] = MissReason.TIER_DOWN
+        return reasons
+
+
+def tenant_digest(namespace: Namespace) -> int:
+    """Return the number that stands for a tenant's name on disk; 64 bits of BLAKE2b."""
+    return namespace.tenant_digest

@@ -1,0 +1,277 @@
+"""The verbs of the cache for one namespace: match, offload, onboard, prefetch, lease, pin, drop."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.block import as_hash_array
+from kvx.cache.dram import Reservation
+from kvx.cache.lease import Lease
+from kvx.cache.offload import Offload
+from kvx.cache.onboard import Onboard
+from kvx.cache.pool import Found
+from kvx.cache.reasons import MissReason
+from kvx.cache.result import Match, TierKind
+from kvx.errors import UsageError
+from kvx.layout import BlockSelection, BlockView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from kvx.cache.namespace import Namespace
+    from kvx.cache.result import TransferResult
+    from kvx.cache.shared import Shared
+    from kvx.transfer.handle import Transfer
+
+    Hashes = Sequence[bytes] | npt.NDArray[np.uint8]
+    Blocks = BlockSelection | npt.NDArray[np.uint8]
+
+
+class CacheSpace:
+    """One namespace of a `TieredCache`. Thread-safe.
+
+    Hashes are the engine's own chained block hashes: a list of bytes of equal length (1 to 128), or
+    an (n, k) uint8 array. Blocks are an (n, block_bytes) uint8 array in host memory, or a selection
+    of an engine's paged cache (`kvx.BlockView(...).slots(ids)`).
+    """
+
+    def __init__(self, shared: Shared, namespace: Namespace, *, deadline_s: float) -> None:
+        """Make the space; use `TieredCache.namespace` instead."""
+        self._shared = shared
+        self.namespace = namespace
+        self.block_bytes = namespace.block_bytes
+        self.dram_pool = shared.dram.pool_for(namespace.block_bytes)
+        self.namespace_id = shared.names.add(
+            namespace.fingerprint, namespace.block_bytes, namespace.tenant_digest
+        )
+        shared.sightings.add_namespace(self.namespace_id, namespace)
+        self._owner = shared.names.owner_id(namespace.tenant_digest)
+        self._deadline_s = deadline_s
+        self._pins: dict[bytes, list[tuple[int, int]]] = {}
+        self._pins_lock = threading.Lock()
+
+    def match(self, hashes: Hashes) -> Match:
+        """Return how long a prefix of `hashes` is held, and where. Does not block on I/O.
+
+        Args:
+            hashes: Block hashes from the start of the prompt.
+        """
+        rows = as_hash_array(hashes)
+        keys = self.namespace.keys(rows)
+        tiers = np.zeros(len(keys), np.uint8)
+        length = self._match_prefix(keys, tiers)
+        reason = MissReason.HIT
+        if length < len(keys):
+            tail = slice(length, length + 1)
+            reason = MissReason(int(self.explain(keys[tail], rows[tail])[0]))
+        self._shared.instruments.note_match(len(keys), tiers[:length], reason)
+        return Match(length, tiers[:length], reason)
+
+    def offload(
+        self,
+        hashes: Hashes,
+        source: Blocks,
+        *,
+        ttl_s: int = 0,
+        deadline_s: float | None = None,
+    ) -> Transfer[TransferResult]:
+        """Copy blocks from the engine into the cache; returns at once.
+
+        Args:
+            hashes: n block hashes.
+            source: n blocks; must not change until the transfer is terminal.
+            ttl_s: Seconds after which the blocks expire; 0 for never.
+            deadline_s: Seconds until the transfer ends whatever happens; None for the default.
+
+        Raises:
+            UsageError: The arguments do not fit each other; nothing was done.
+        """
+        rows = as_hash_array(hashes)
+        selection = self._select(source, len(rows), is_target=False)
+        if ttl_s < 0:
+            raise UsageError(f"ttl_s is {ttl_s}; 0 for never, else seconds")
+        self._shared.sightings.note(rows, self.namespace_id)
+        return Offload(
+            self._shared,
+            self,
+            self.namespace.keys(rows),
+            selection,
+            ttl_s=ttl_s,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+        ).start()
+
+    def onboard(
+        self, hashes: Hashes, target: Blocks, *, deadline_s: float | None = None
+    ) -> Transfer[TransferResult]:
+        """Copy blocks from the cache to the engine; returns at once.
+
+        A block that cannot be served is a miss with its reason in the result. Its target then holds
+        what it held, or 0xFF bytes (NaN) if wrong bytes had been on their way there.
+
+        Args:
+            hashes: n block hashes.
+            target: n blocks, no block twice; belongs to kvx until the transfer is terminal.
+            deadline_s: As for `offload`.
+
+        Raises:
+            UsageError: The arguments do not fit each other; nothing was done.
+        """
+        rows = as_hash_array(hashes)
+        selection = self._select(target, len(rows), is_target=True)
+        return self._fetch(rows, selection, deadline_s)
+
+    def prefetch(
+        self, hashes: Hashes, *, deadline_s: float | None = None
+    ) -> Transfer[TransferResult]:
+        """Bring blocks up into DRAM ahead of their use; as `onboard` without a target."""
+        return self._fetch(as_hash_array(hashes), None, deadline_s)
+
+    def lease(self, hashes: Hashes, *, expires_s: float | None = None) -> Lease:
+        """Pin the longest prefix held in DRAM and give zero-copy views of it.
+
+        Blocks in lower tiers are not part of it: `prefetch` them first.
+
+        Args:
+            hashes: Block hashes from the start of the prompt.
+            expires_s: Seconds after which the blocks may be evicted all the same; None for never.
+        """
+        keys = self.namespace.keys(as_hash_array(hashes))
+        now_ms = self._shared.now_ms()
+        index = self.dram_pool.index
+        count, slots, generations, checksums = index.match(keys, now_ms, True, True)
+        expires_ms = 0 if expires_s is None else now_ms + max(1, int(expires_s * 1000))
+        lease_id = index.lease(slots[:count], generations[:count], expires_ms)
+        index.unpin(slots[:count], generations[:count])
+        found = Found(
+            np.ones(count, np.bool_), slots[:count], generations[:count], checksums[:count]
+        )
+        return Lease(
+            self._shared.dram, self.dram_pool, keys[:count], found, self.block_bytes, lease_id
+        )
+
+    def pin(self, hashes: Hashes) -> int:
+        """Keep blocks that are in DRAM from being evicted; returns how many were there.
+
+        Pins are counted: as many `unpin` calls are needed.
+        """
+        keys = self.namespace.keys(as_hash_array(hashes))
+        found = self.dram_pool.find(keys, self._shared.now_ms(), pin=True)
+        with self._pins_lock:
+            for row in found.mask.nonzero()[0].tolist():
+                held = (int(found.slots[row]), int(found.generations[row]))
+                self._pins.setdefault(keys[row].tobytes(), []).append(held)
+        return int(found.mask.sum())
+
+    def unpin(self, hashes: Hashes) -> int:
+        """Undo one `pin` of each block; returns how many were pinned."""
+        keys = self.namespace.keys(as_hash_array(hashes))
+        held: list[tuple[int, int]] = []
+        with self._pins_lock:
+            for key in map(bytes, keys):
+                if key in self._pins:
+                    held.append(self._pins[key].pop())
+                    if not self._pins[key]:
+                        del self._pins[key]
+        if held:
+            slots, generations = zip(*held, strict=True)
+            self.dram_pool.index.unpin(
+                np.array(slots, np.int64), np.array(generations, np.uint32)
+            )
+        return len(held)
+
+    def drop(self, hashes: Hashes) -> int:
+        """Forget blocks in every tier; they do not come back after a restart.
+
+        Returns:
+            The number of blocks that were held in at least one tier.
+        """
+        keys = self.namespace.keys(as_hash_array(hashes))
+        shared = self._shared
+        now_ms = shared.now_ms()
+        held = self.dram_pool.find(keys, now_ms).mask
+        shared.remove(self.dram_pool, TierKind.DRAM, keys, MissReason.DROPPED)
+        nvme_pool = shared.nvme.pool_if_any(self.block_bytes) if shared.nvme else None
+        if nvme_pool is not None:
+            held = held | nvme_pool.find(keys, now_ms).mask
+            shared.remove(nvme_pool, TierKind.NVME, keys, MissReason.DROPPED)
+        return int(held.sum())
+
+    def reserve(
+        self, keys: npt.NDArray[np.uint8], *, is_dirty: bool, ttl_s: int = 0
+    ) -> Reservation:
+        """Reserve DRAM slots for keys of this namespace; for operations."""
+        reservation = self._shared.dram.reserve(
+            self.dram_pool,
+            keys,
+            owner=self._owner,
+            namespace_id=self.namespace_id,
+            is_dirty=is_dirty,
+            ttl_s=ttl_s,
+            now_ms=self._shared.now_ms(),
+        )
+        self._shared.note_evicted(TierKind.DRAM, reservation.evicted_keys)
+        return reservation
+
+    def explain(
+        self, keys: npt.NDArray[np.uint8], hashes: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.uint8]:
+        """Say why blocks are not served, (n,) uint8 of `MissReason`; for operations."""
+        return self._shared.explain(self.namespace_id, self.block_bytes, keys, hashes)
+
+    def _fetch(
+        self,
+        hashes: npt.NDArray[np.uint8],
+        target: BlockSelection | None,
+        deadline_s: float | None,
+    ) -> Transfer[TransferResult]:
+        return Onboard(
+            self._shared,
+            self,
+            self.namespace.keys(hashes),
+            hashes,
+            target,
+            self._deadline_s if deadline_s is None else deadline_s,
+        ).start()
+
+    def _match_prefix(
+        self, keys: npt.NDArray[np.uint8], tiers: npt.NDArray[np.uint8]
+    ) -> int:
+        """Fill `tiers` along the longest prefix that the tiers hold between them."""
+        shared = self._shared
+        now_ms = shared.now_ms()
+        nvme_pool = shared.nvme.pool_if_any(self.block_bytes) if shared.nvme else None
+        is_nvme_up = shared.nvme is not None and shared.nvme.is_up()
+        length = 0
+        while True:
+            count = self.dram_pool.index.match(keys[length:], now_ms, False, False)[0]
+            tiers[length : length + count] = TierKind.DRAM
+            length += count
+            if nvme_pool is None or not is_nvme_up or length == len(keys):
+                return length
+            count = nvme_pool.index.match(keys[length:], now_ms, False, False)[0]
+            tiers[length : length + count] = TierKind.NVME
+            length += count
+            if count == 0 or length == len(keys):
+                return length
+
+    def _select(self, blocks: Blocks, num_blocks: int, *, is_target: bool) -> BlockSelection:
+        selection = (
+            blocks
+            if isinstance(blocks, BlockSelection)
+            else BlockView.of_blocks(blocks).slots(np.arange(len(blocks), dtype=np.int64))
+        )
+        if selection.block_bytes != self.block_bytes:
+            raise UsageError(
+                f"blocks of {selection.block_bytes} bytes, but the namespace has "
+                f"block_bytes={self.block_bytes}"
+            )
+        if len(selection) != num_blocks:
+            raise UsageError(f"{num_blocks} hashes but {len(selection)} blocks")
+        if is_target:
+            selection.check_writable()
+        return selection

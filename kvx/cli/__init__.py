@@ -1,0 +1,1 @@
+"""The `kvx` command: one file a verb, thin over the library."""

@@ -1,0 +1,1 @@
+"""Bytes that move: regions, transfers and their handles."""

@@ -1,0 +1,205 @@
+"""The handle of one batch on its way: wait for it, await it, poll it, cancel it.
+
+Invariant: a transfer reaches exactly one terminal state and keeps it. A timeout of `wait` ends the
+waiting, not the transfer; the deadline given when it was started ends the transfer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import threading
+import time
+import warnings
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from kvx.errors import KvxError, TransferCancelled, TransferTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+ResultT = TypeVar("ResultT")
+
+
+class TransferState(enum.Enum):
+    """Where a transfer stands; all but PENDING are terminal."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+class Driver(Protocol):
+    """Whoever moves the bytes of a transfer."""
+
+    def drive(self, timeout_s: float) -> None:
+        """Help the transfer along on the caller's thread for at most `timeout_s`; may return early."""
+
+    def cancel(self) -> None:
+        """Stop what has not begun; the transfer becomes terminal soon."""
+
+
+def state_of(error: KvxError | None) -> TransferState:
+    """Return the terminal state that an outcome stands for."""
+    match error:
+        case None:
+            return TransferState.DONE
+        case TransferTimeout():
+            return TransferState.TIMED_OUT
+        case TransferCancelled():
+            return TransferState.CANCELLED
+        case _:
+            return TransferState.FAILED
+
+
+class Transfer(Generic[ResultT]):
+    """One batch of blocks on its way.
+
+    Dropping the handle neither cancels the transfer nor frees memory that bytes still move in. A
+    failure that nobody looked at is warned about once.
+    """
+
+    def __init__(self, driver: Driver, description: str) -> None:
+        """Make a pending transfer; its driver completes it with `complete`."""
+        self._driver = driver
+        self._description = description
+        self._lock = threading.Lock()
+        self._finished = threading.Event()
+        self._result: ResultT | None = None
+        self._error: KvxError | None = None
+        self._observed = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def poll(self) -> TransferState:
+        """Return the state now. Never blocks."""
+        return state_of(self._error) if self._finished.is_set() else TransferState.PENDING
+
+    def wait(self, timeout_s: float | None = None) -> ResultT:
+        """Block until the transfer is terminal; other threads run meanwhile.
+
+        Args:
+            timeout_s: Seconds to wait at most; None waits for the transfer's own deadline.
+
+        Returns:
+            What the transfer was started for; misses are in it, they are not errors.
+
+        Raises:
+            TransferTimeout: The deadline of the transfer passed, or `timeout_s` did (then the
+                transfer is still under way and may be waited for again).
+            TransferCancelled: It was cancelled, or its cache was closed.
+            KvxError: Whatever else ended it.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._finished.is_set():
+            remaining = 3600.0 if end is None else end - time.monotonic()
+            if remaining <= 0:
+                raise TransferTimeout(
+                    f"{self._description} is still under way after {timeout_s} s; wait again, or "
+                    "cancel() it"
+                )
+            self._driver.drive(remaining)
+        return self._outcome()
+
+    def wait_finished(self, timeout_s: float) -> bool:
+        """Sleep until somebody else completes the transfer; for drivers. True once terminal."""
+        return self._finished.wait(timeout_s)
+
+    def __await__(self) -> Generator[object, None, ResultT]:
+        """Suspend the task until the transfer is terminal, then behave as `wait`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        self.add_done_callback(lambda: loop.call_soon_threadsafe(wake))
+        yield from future
+        return self._outcome()
+
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when terminal: at once if it is, else on the completing thread."""
+        with self._lock:
+            if not self._finished.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def cancel(self) -> bool:
+        """Ask to stop.
+
+        Returns:
+            False when the transfer had already ended; its outcome then stands. True otherwise;
+            `wait` tells how it ended.
+        """
+        if self._finished.is_set():
+            return False
+        self._driver.cancel()
+        return True
+
+    @property
+    def result(self) -> ResultT | None:
+        """What has been reached, also after a timeout or cancel; None while pending."""
+        return self._result
+
+    @property
+    def error(self) -> KvxError | None:
+        """Why the transfer failed; None while pending or when done."""
+        self._observed = True
+        return self._error
+
+    def complete(self, result: ResultT, error: KvxError | None = None) -> bool:
+        """Make the transfer terminal; for its driver. False if it already was."""
+        with self._lock:
+            if self._finished.is_set():
+                return False
+            self._result = result
+            self._error = error
+            self._finished.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+        return True
+
+    def _outcome(self) -> ResultT:
+        self._observed = True
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None, "a terminal transfer has a result"
+        return self._result
+
+    def __del__(self) -> None:
+        """Warn when a failure was never looked at."""
+        if self._finished.is_set() and self._error is not None and not self._observed:
+            warnings.warn(
+                f"nobody looked at the failure of {self._description}: {self._error}",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+
+def wait_all(transfers: list[Transfer[ResultT]], timeout_s: float | None = None) -> list[ResultT]:
+    """Wait for all transfers, also when some fail; then raise the first failure.
+
+    Args:
+        transfers: Any number of them, of one or several caches.
+        timeout_s: Seconds for all of them together; None for each one's own deadline.
+
+    Raises:
+        KvxError: The first failure in list order, after all have ended or the time was up.
+    """
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    results: list[ResultT] = []
+    first_error: KvxError | None = None
+    for transfer in transfers:
+        try:
+            results.append(
+                transfer.wait(None if end is None else max(0.0, end - time.monotonic()))
+            )
+        except KvxError as error:
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
+    return results

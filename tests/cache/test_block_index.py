@@ -1,0 +1,526 @@
+"""The native block index held against a model, step by step, under every policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from block_index_model import OUTCOME, POLICY, Entry, Model
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvx.errors import CorruptBlock, StaleReference, UsageError
+from kvx_ext import _core
+
+SLOTS = 12
+RETIRED = 2  # the last slots come and go
+NUM_KEYS = 24
+KEYS = np.random.default_rng(7).integers(0, 256, (NUM_KEYS, 16), dtype=np.uint8)
+NUMBER_OF = {key.tobytes(): number for number, key in enumerate(KEYS)}
+REASON = _core.RemovalReason
+
+batches = st.lists(st.integers(0, NUM_KEYS - 1), max_size=10)
+owners = st.integers(0, 2)
+
+
+def numbers(keys: np.ndarray) -> list[int]:
+    """Turn rows of keys back into their numbers."""
+    return [NUMBER_OF[key.tobytes()] for key in keys]
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Every call of the index, with the model beside it."""
+
+    policy = POLICY.LRU
+
+    @initialize()
+    def start(self) -> None:
+        """Make both with the same slots."""
+        self.history = _core.MissHistory(1024)
+        self.index = _core.BlockIndex(self.policy, self.history)
+        self.index.add_slots(0, SLOTS)
+        self.model = Model(self.policy, SLOTS)
+        self.model.free = list(range(SLOTS))[::-1]
+        self.model.generation = dict.fromkeys(range(SLOTS), 0)
+        self.now_ms = 1_000
+        self.has_all_slots = True
+        self.writing: list[tuple[Entry, int]] = []
+        self.pinned: list[tuple[Entry, int]] = []
+        self.leases: dict[int, tuple[int, list[Entry]]] = {}
+        self.flushing: list[tuple[Entry, int]] = []
+        self.over_limit: set[int] = set()
+
+    def refs(self, held: list[tuple[Entry, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Arrays of slots and generations."""
+        return (
+            np.array([entry.slot for entry, _ in held], np.int64),
+            np.array([generation for _, generation in held], np.uint32),
+        )
+
+    def held(self, entry: Entry) -> tuple[Entry, int]:
+        """A reference to an entry as it is now."""
+        return entry, self.model.generation[entry.slot]
+
+    def check_places(self, rows: list[Entry | None], *got: np.ndarray) -> None:
+        """Demand the places the model says."""
+        slots, generations, checksums = got
+        assert slots.tolist() == [-1 if e is None else e.slot for e in rows]
+        assert generations.tolist() == [
+            0 if e is None else self.held(e)[1] for e in rows
+        ]
+        assert checksums.tolist() == [0 if e is None else e.checksum for e in rows]
+
+    @rule(
+        batch=batches,
+        owner=owners,
+        is_dirty=st.booleans(),
+        ttl_s=st.sampled_from([0, 0, 1, 3]),
+    )
+    def reserve(self, batch: list[int], owner: int, is_dirty: bool, ttl_s: int) -> None:
+        """Reserve, and remember what has to be committed."""
+        evicted: list[int] = []
+        want = []
+        wanted_generations = []  # as each row was answered: a later row may evict an EXISTS one
+        for key in batch:
+            outcome, entry = self.model.reserve(
+                key,
+                owner,
+                is_dirty=is_dirty,
+                ttl_s=ttl_s,
+                now_ms=self.now_ms,
+                evicted=evicted,
+            )
+            want.append((outcome, entry))
+            wanted_generations.append(0 if entry is None else self.held(entry)[1])
+        outcomes, slots, generations, gone = self.index.reserve(
+            KEYS[batch], owner, is_dirty, ttl_s, self.now_ms
+        )
+        assert outcomes.tolist() == [int(outcome) for outcome, _ in want]
+        assert slots.tolist() == [-1 if e is None else e.slot for _, e in want]
+        assert generations.tolist() == wanted_generations
+        assert numbers(gone) == evicted
+        self.writing += [
+            self.held(e)
+            for outcome, e in want
+            if e is not None and outcome == OUTCOME.RESERVED
+        ]
+        self.owners_seen(owner)
+
+    def owners_seen(self, owner: int) -> None:
+        """Keep the order in which owners appeared; ties between owners go by it."""
+        if owner not in self.model.owners:
+            self.model.owners.append(owner)
+
+    @rule(batch=batches, owner=owners, ttl_s=st.sampled_from([0, 0, 2]))
+    def insert(self, batch: list[int], owner: int, ttl_s: int) -> None:
+        """Reserve and commit at once."""
+        evicted: list[int] = []
+        want = [
+            self.model.reserve(
+                key,
+                owner,
+                is_dirty=False,
+                ttl_s=ttl_s,
+                now_ms=self.now_ms,
+                evicted=evicted,
+            )
+            for key in batch
+        ]
+        for row, (outcome, entry) in reversed(list(enumerate(want))):
+            if outcome == OUTCOME.RESERVED and entry is not None:
+                entry.checksum = 1000 + row
+                self.model.admit(entry)
+        checksums = np.arange(1000, 1000 + len(batch), dtype=np.uint64)
+        outcomes, slots, _, gone = self.index.insert(
+            KEYS[batch], checksums, owner, ttl_s, self.now_ms
+        )
+        # A key that comes twice in a batch is in flight at its second place.
+        assert outcomes.tolist() == [int(outcome) for outcome, _ in want]
+        assert slots.tolist() == [-1 if e is None else e.slot for _, e in want]
+        assert numbers(gone) == evicted
+
+    @rule(data=st.data(), is_commit=st.booleans())
+    def finish_writing(self, data: st.DataObject, is_commit: bool) -> None:
+        """Commit or abort some reservations; some of them were cancelled meanwhile."""
+        count = data.draw(st.integers(0, len(self.writing)))
+        some, self.writing = self.writing[:count], self.writing[count:]
+        want = []
+        for entry, _ in reversed(some):
+            want.append(entry.state == "reserved" or not is_commit)
+            if entry.state == "reserved" and is_commit:
+                entry.checksum = 77
+                self.model.admit(entry)
+        for entry, _ in reversed(some) if is_commit else some:
+            if entry.state == "reserved":
+                del self.model.named[entry.key]
+                self.model.why[entry.key] = int(REASON.FAILED)
+            if entry.state in ("reserved", "cancelled"):
+                self.model.end(entry)
+        done = (
+            self.index.commit(*self.refs(some), np.full(count, 77, np.uint64))
+            if is_commit
+            else self.index.abort(*self.refs(some))
+        )
+        assert done.tolist() == want[::-1]
+        again = self.index.abort(*self.refs(some))
+        assert not again.any()
+
+    @rule(batch=batches, touch=st.booleans(), pin=st.booleans())
+    def match(self, batch: list[int], touch: bool, pin: bool) -> None:
+        """The longest prefix."""
+        rows = []
+        for key in batch:
+            if (entry := self.model.visible(key, self.now_ms)) is None:
+                break
+            rows.append(entry)
+        count, *places = self.index.match(KEYS[batch], self.now_ms, touch, pin)
+        assert count == len(rows)
+        self.check_places(list(rows), *places)
+        self.use(rows, touch=touch, pin=pin)
+
+    @rule(batch=batches, touch=st.booleans(), pin=st.booleans())
+    def lookup(self, batch: list[int], touch: bool, pin: bool) -> None:
+        """Every key for itself."""
+        rows = [self.model.visible(key, self.now_ms) for key in batch]
+        found, *places = self.index.lookup(KEYS[batch], self.now_ms, touch, pin)
+        assert found.tolist() == [e is not None for e in rows]
+        self.check_places(rows, *places)
+        self.use([e for e in rows if e is not None], touch=touch, pin=pin)
+
+    @rule(batch=st.lists(batches, max_size=4))
+    def match_many(self, batch: list[list[int]]) -> None:
+        """Several prefixes in one call, which changes nothing."""
+        want = []
+        for keys in batch:
+            seen = [self.model.visible(key, self.now_ms) is not None for key in keys]
+            want.append(seen.index(False) if False in seen else len(seen))
+        flat = [key for keys in batch for key in keys]
+        lengths = np.array([len(keys) for keys in batch], np.int64)
+        counts = self.index.match_many(
+            KEYS[np.array(flat, np.int64)], lengths, self.now_ms
+        )
+        assert counts.tolist() == want
+
+    def use(self, rows: list[Entry], *, touch: bool, pin: bool) -> None:
+        """Touch and pin in the model."""
+        for entry in rows:
+            entry.pins += pin
+        self.pinned += [self.held(entry) for entry in rows if pin]
+        for entry in reversed(rows):
+            if touch:
+                self.model.touch(entry)
+
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        """Let some go; doomed ones become free."""
+        count = data.draw(st.integers(0, len(self.pinned)))
+        some, self.pinned = self.pinned[:count], self.pinned[count:]
+        keys = KEYS[[entry.key for entry, _ in some]]
+        assert self.index.validate(keys, *self.refs(some)).all()
+        for entry, _ in some:
+            self.model.unpin(entry)
+        assert self.index.unpin(*self.refs(some)).all()
+
+    @rule(batch=batches, ms=st.sampled_from([0, 500, 2000]))
+    def lease(self, batch: list[int], ms: int) -> None:
+        """Lease what is there."""
+        rows = [
+            e
+            for key in batch
+            if (e := self.model.visible(key, self.now_ms)) is not None
+        ]
+        expires_ms = self.now_ms + ms if ms else 0
+        number = self.index.lease(*self.refs([self.held(e) for e in rows]), expires_ms)
+        for entry in rows:
+            entry.pins += 1
+        self.leases[number] = (expires_ms, rows)
+        assert self.index.lease_is_live(number, self.now_ms)
+
+    @rule()
+    def release(self) -> None:
+        """Release the oldest lease, twice."""
+        if not self.leases:
+            return
+        number = min(self.leases)
+        for entry in self.leases.pop(number)[1]:
+            self.model.unpin(entry)
+        assert self.index.release(number)
+        assert not self.index.release(number)
+
+    @rule(ms=st.integers(0, 1500))
+    def expire(self, ms: int) -> None:
+        """Let time pass."""
+        self.now_ms += ms
+        for number, (expires_ms, rows) in sorted(
+            self.leases.items(), key=lambda at: (at[1][0], at[0])
+        ):
+            if expires_ms and expires_ms <= self.now_ms:
+                assert not self.index.lease_is_live(number, self.now_ms)
+                del self.leases[number]
+                for entry in rows:
+                    self.model.unpin(entry)
+        # A whole round from an unknown place: the model takes the order of the index.
+        gone = numbers(self.index.expire(self.now_ms, SLOTS))
+        due = [
+            e.key
+            for e in self.model.named.values()
+            if e.state == "committed" and self.model.is_expired(e, self.now_ms)
+        ]
+        assert sorted(gone) == sorted(due)
+        for key in gone:
+            self.model.remove(self.model.named[key], REASON.EXPIRED)
+
+    @rule(batch=batches, reason=st.sampled_from([REASON.DROPPED, REASON.CORRUPT]))
+    def remove(self, batch: list[int], reason: _core.RemovalReason) -> None:
+        """Remove, also what is pinned, dirty or being written."""
+        want = []
+        for key in batch:
+            if (entry := self.model.named.get(key)) is not None:
+                want.append((key, entry.slot))
+                self.model.remove(entry, reason)
+        keys, slots = self.index.remove(KEYS[batch], int(reason))
+        assert list(zip(numbers(keys), slots.tolist(), strict=True)) == want
+
+    @rule(count=st.integers(0, 6))
+    def take_dirty(self, count: int) -> None:
+        """Begin to flush."""
+        want = []
+        while len(want) < count and (entry := self.model.coldest_dirty()) is not None:
+            entry.is_flushing = True
+            entry.pins += 1
+            want.append(entry)
+        keys, *places = self.index.take_dirty(count)
+        assert numbers(keys) == [e.key for e in want]
+        self.check_places(list(want), *places)
+        self.flushing += [self.held(e) for e in want]
+
+    @rule(data=st.data(), is_good=st.booleans())
+    def end_flush(self, data: st.DataObject, is_good: bool) -> None:
+        """End some flushes, well or not."""
+        count = data.draw(st.integers(0, len(self.flushing)))
+        some, self.flushing = self.flushing[:count], self.flushing[count:]
+        if is_good:
+            for entry, _ in reversed(some):
+                self.model.clean(entry)
+            assert self.index.mark_clean(*self.refs(some)).all()
+        for entry, _ in some:
+            self.model.unpin(entry)
+        assert self.index.unpin(*self.refs(some)).all()
+
+    @rule(owner=owners, limit=st.integers(-1, 8))
+    def limit(self, owner: int, limit: int) -> None:
+        """Set a quota, which may evict at once."""
+        self.owners_seen(owner)
+        self.model.limits[owner] = limit if limit >= 0 else SLOTS + 1
+        want = []
+        while self.model.used(owner) > self.model.limits[owner]:
+            if (victim := self.model.evict(owner)) is None:
+                self.over_limit.add(owner)
+                break
+            want.append(victim)
+        assert numbers(self.index.set_owner_limit(owner, limit)) == want
+
+    @rule()
+    def slots_come_and_go(self) -> None:
+        """Retire the last slots, or bring them back."""
+        first = SLOTS - RETIRED
+        if not self.has_all_slots:
+            self.index.add_slots(first, RETIRED)
+            self.model.free += list(range(first, SLOTS))[::-1]
+            self.has_all_slots = True
+            return
+        there = [
+            self.model.by_slot[s]
+            for s in range(first, SLOTS)
+            if s in self.model.by_slot
+        ]
+        is_idle = all(e.state == "committed" and not e.pins for e in there)
+        assert self.index.retire_slots(first, RETIRED) == is_idle
+        if not is_idle:
+            return
+        for entry in there:
+            self.model.remove(entry, REASON.RETIRED)
+        for slot in range(first, SLOTS):
+            self.model.free.remove(slot)
+            self.model.generation[slot] += 1
+        self.has_all_slots = False
+
+    @rule(slot=st.integers(-2, SLOTS + 2), generation=st.integers(0, 40))
+    def stale_references(self, slot: int, generation: int) -> None:
+        """A reference from nowhere is refused, or names what the model says it names."""
+        slots, generations = (
+            np.array([slot], np.int64),
+            np.array([generation], np.uint32),
+        )
+        entry = self.model.by_slot.get(slot)
+        if entry is not None and self.model.generation[slot] == generation:
+            return
+        checksum = np.zeros(1, np.uint64)
+        for answer in (
+            self.index.commit(slots, generations, checksum),
+            self.index.abort(slots, generations),
+            self.index.pin(slots, generations),
+            self.index.unpin(slots, generations),
+            self.index.mark_clean(slots, generations),
+            self.index.validate(KEYS[:1], slots, generations),
+        ):
+            assert answer.tolist() == [False]
+        with pytest.raises(StaleReference):
+            self.index.lease(slots, generations, 0)
+
+    @invariant()
+    def agrees(self) -> None:
+        """Whatever was done, both say the same of everything."""
+        if not hasattr(self, "index"):
+            return
+        self.index.check_integrity()
+        snapshot = self.index.snapshot()
+        order = self.model.coldest_first()
+        assert numbers(snapshot["keys"]) == order
+        assert snapshot["pins"].tolist() == [
+            self.model.named[key].pins for key in order
+        ]
+        assert snapshot["dirty"].tolist() == [
+            self.model.named[key].is_dirty for key in order
+        ]
+        assert snapshot["freqs"].tolist() == [
+            self.model.named[key].freq for key in order
+        ]
+        self.over_limit = {
+            o for o in self.over_limit if self.model.used(o) > self.model.limits[o]
+        }
+        for owner in range(3):
+            used = self.index.owner_used(owner)
+            assert used == self.model.used(owner)
+            assert owner in self.over_limit or used <= self.model.limits.get(
+                owner, SLOTS
+            )
+        reasons = self.history.why(KEYS).tolist()
+        assert reasons == [self.model.why.get(key, 0) for key in range(NUM_KEYS)]
+
+
+@pytest.mark.parametrize("policy", list(POLICY))
+def test_index_agrees_with_the_model(policy: _core.EvictionPolicy) -> None:
+    machine = type(f"{policy.name}Machine", (IndexMachine,), {"policy": policy})
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=60,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    case("runTest").runTest()
+
+
+def filled(policy: _core.EvictionPolicy, count: int) -> _core.BlockIndex:
+    """An index of `count` slots that holds the first keys."""
+    index = _core.BlockIndex(policy, None)
+    index.add_slots(0, count)
+    index.insert(KEYS[:count], np.zeros(count, np.uint64), 0, 0, 0)
+    return index
+
+
+def test_the_head_of_a_prefix_outlives_its_tail() -> None:
+    index = filled(POLICY.LRU, 4)
+    *_, evicted = index.insert(KEYS[4:6], np.zeros(2, np.uint64), 0, 0, 0)
+    assert numbers(evicted) == [3, 2]
+
+
+def test_restore_brings_back_order_frequencies_and_places() -> None:
+    source = filled(POLICY.LFU, 8)
+    source.lookup(KEYS[[5, 2, 5]], 0, True, False)
+    saved = source.snapshot()
+    index = _core.BlockIndex(POLICY.LFU, None)
+    index.add_slots(0, 8)
+    names = ("keys", "slots", "generations", "checksums", "freqs", "expiry_s", "owners")
+    assert index.restore(*(saved[name] for name in names)).all()
+    assert not index.restore(*(saved[name] for name in names)).any()
+    index.check_integrity()
+    again = index.snapshot()
+    for name in (*names, "pins", "dirty"):
+        assert again[name].tolist() == saved[name].tolist(), name
+
+
+@pytest.mark.parametrize("policy", list(POLICY))
+def test_a_million_slots_cost_at_most_64_bytes_each(
+    policy: _core.EvictionPolicy,
+) -> None:
+    count = 1_000_000
+    keys = np.random.default_rng(3).integers(0, 256, (count, 16), dtype=np.uint8)
+    index = _core.BlockIndex(policy, None)
+    index.add_slots(0, count)
+    for at in range(0, count, 4096):
+        batch = keys[at : at + 4096]
+        index.insert(batch, np.zeros(len(batch), np.uint64), 0, 0, 0)
+    stats = index.stats()
+    assert stats["committed"] == count
+    assert stats["memory_bytes"] / count <= 64
+    index.check_integrity()
+
+
+def test_history_is_right_for_the_last_half_of_its_capacity() -> None:
+    history = _core.MissHistory(20_000)
+    index = _core.BlockIndex(POLICY.FIFO, history)
+    index.add_slots(0, 100)
+    keys = np.random.default_rng(5).integers(0, 256, (60_100, 16), dtype=np.uint8)
+    for at in range(0, len(keys), 100):
+        index.insert(keys[at : at + 100], np.zeros(100, np.uint64), 0, 0, 0)
+    remembered = history.why(keys[-100 - history.capacity // 2 : -100]) == int(
+        REASON.EVICTED
+    )
+    assert remembered.mean() >= 0.99
+    never = np.random.default_rng(6).integers(0, 256, (20_000, 16), dtype=np.uint8)
+    assert (history.why(never) == int(REASON.NEVER_STORED)).mean() >= 0.9999
+
+
+def test_long_runs_of_the_hash_map_survive_insertion_and_removal() -> None:
+    # 60 keys whose hashes share their upper half: one home bucket, distances beyond the 4 bits
+    # that a bucket holds.
+    count = 60
+    inverse = pow(0x9E3779B97F4A7C15, -1, 1 << 64)
+    low = [((7 << 32 | i) * inverse) % (1 << 64) for i in range(count)]
+    keys = np.zeros((count, 16), np.uint8)
+    keys[:, :8] = np.array(low, np.uint64)[:, None].view(np.uint8)
+    index = _core.BlockIndex(POLICY.LRU, None)
+    index.add_slots(0, 64)
+    rng = np.random.default_rng(9)
+    for _ in range(50):
+        index.insert(keys[rng.permutation(count)], np.zeros(count, np.uint64), 0, 0, 0)
+        index.check_integrity()
+        gone = rng.permutation(count)[:30]
+        index.remove(keys[gone], int(REASON.DROPPED))
+        index.check_integrity()
+        found, *_ = index.lookup(keys, 0, False, False)
+        assert set(np.flatnonzero(~found).tolist()) == set(gone.tolist())
+
+
+def test_wrong_arguments_are_refused() -> None:
+    index = filled(POLICY.LRU, 4)
+    with pytest.raises(UsageError, match="in the pool already"):
+        index.add_slots(3, 2)
+    with pytest.raises(UsageError, match="numbered"):
+        index.add_slots(-1, 1)
+    with pytest.raises(UsageError, match="not in the pool"):
+        index.retire_slots(2, 5)
+    with pytest.raises(UsageError, match="rows"):
+        index.insert(KEYS[:2], np.zeros(3, np.uint64), 0, 0, 0)
+    with pytest.raises(UsageError, match="add up"):
+        index.match_many(KEYS[:2], np.array([3], np.int64), 0)
+    with pytest.raises(UsageError, match="no prefix"):
+        index.match_many(KEYS[:2], np.array([1], np.int64), 0)
+    with pytest.raises(UsageError, match="reason"):
+        index.remove(KEYS[:1], 0)
+    with pytest.raises(UsageError, match="1 to 2"):
+        _core.MissHistory(0)
+    assert issubclass(CorruptBlock, Exception)
+
+
+def test_pins_saturate_without_harm() -> None:
+    index = filled(POLICY.LRU, 2)
+    _, slots, generations, _ = index.match(KEYS[:1], 0, False, False)
+    many = 65535
+    assert index.pin(np.repeat(slots, many), np.repeat(generations, many)).all()
+    assert not index.pin(slots, generations).any()
+    with pytest.raises(UsageError, match="65535 pins"):
+        index.match(KEYS[:1], 0, False, True)
+    index.check_integrity()

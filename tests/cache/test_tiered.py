@@ -1,0 +1,262 @@
+"""The verbs of the cache, on real memory and real files."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import kvx
+from tests.cache.conftest import BLOCK_BYTES, make_blocks, make_hashes, open_space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Opener = "Callable[..., kvx.TieredCache]"
+
+
+def test_what_was_offloaded_comes_back(open_cache: Opener) -> None:
+    """The bytes, the count and the tier are right; the source may change afterwards."""
+    space = open_space(open_cache(has_nvme=False))
+    blocks = make_blocks(20)
+    source = blocks.copy()
+    stored = space.offload(make_hashes(20), source).wait()
+    source[:] = 0
+    assert stored.num_blocks == 20
+    assert stored.bytes_done == 20 * BLOCK_BYTES
+    target = np.zeros_like(blocks)
+    found = space.onboard(make_hashes(20), target).wait()
+    assert (target == blocks).all()
+    assert (found.tiers == kvx.TierKind.DRAM).all()
+    assert found.prefix_blocks == 20
+
+
+def test_hashes_may_be_a_list_of_bytes(open_cache: Opener) -> None:
+    """Both spellings of a hash name the same block."""
+    space = open_space(open_cache(has_nvme=False))
+    hashes = make_hashes(3)
+    space.offload([row.tobytes() for row in hashes], make_blocks(3)).wait()
+    assert space.match(hashes).num_blocks == 3
+
+
+def test_match_ends_at_the_first_missing_block(open_cache: Opener) -> None:
+    """A prefix match stops where the prefix does, and says why."""
+    space = open_space(open_cache(has_nvme=False))
+    hashes = make_hashes(10)
+    space.offload(np.delete(hashes, 6, axis=0), make_blocks(9)).wait()
+    match = space.match(hashes)
+    assert (match.num_blocks, match.reason) == (6, kvx.MissReason.NEVER_STORED)
+    assert match.blocks_in(kvx.TierKind.DRAM) == 6
+
+
+def test_a_partial_hit_fills_what_is_there_and_leaves_the_rest(open_cache: Opener) -> None:
+    """Blocks that miss are not touched and carry their reason."""
+    space = open_space(open_cache(has_nvme=False))
+    space.offload(make_hashes(4), make_blocks(4)).wait()
+    target = np.full((6, BLOCK_BYTES), 7, np.uint8)
+    result = space.onboard(make_hashes(6), target).wait()
+    assert (target[:4] == make_blocks(4)).all()
+    assert (target[4:] == 7).all()
+    assert result.reasons.tolist() == [0] * 4 + [kvx.MissReason.NEVER_STORED] * 2
+
+
+def test_await_works(open_cache: Opener) -> None:
+    """A transfer can be awaited, several at once."""
+    space = open_space(open_cache())
+
+    async def main() -> list[kvx.TransferResult]:
+        return await asyncio.gather(
+            *(
+                _awaited(space.offload(make_hashes(8, first=i * 8), make_blocks(8, first=i * 8)))
+                for i in range(4)
+            )
+        )
+
+    async def _awaited(transfer: kvx.Transfer[kvx.TransferResult]) -> kvx.TransferResult:
+        return await transfer
+
+    assert [result.num_blocks for result in asyncio.run(main())] == [8, 8, 8, 8]
+    assert space.match(make_hashes(32)).num_blocks == 32
+
+
+def test_more_blocks_than_dram_go_through_to_nvme(open_cache: Opener) -> None:
+    """4 MiB through 2 MiB of DRAM, and back again, from both tiers at once."""
+    cache = open_cache()
+    space = open_space(cache)
+    hashes, blocks = make_hashes(256), make_blocks(256)
+    assert space.offload(hashes, blocks).wait().num_blocks == 256
+    assert cache.flush(10.0)
+    match = space.match(hashes)
+    assert match.num_blocks == 256
+    assert 0 < match.blocks_in(kvx.TierKind.DRAM) <= 128
+    target = np.zeros_like(blocks)
+    result = space.onboard(hashes, target).wait()
+    assert result.num_blocks == 256
+    assert (target == blocks).all()
+    assert {kvx.TierKind.DRAM, kvx.TierKind.NVME} >= set(result.tiers.tolist())
+    cache.check_integrity()
+
+
+def test_blocks_survive_a_restart(open_cache: Opener) -> None:
+    """A second cache on the same directory serves what the first one stored."""
+    first = open_cache()
+    open_space(first).offload(make_hashes(50), make_blocks(50)).wait()
+    assert first.close() == kvx.CloseReport(0, 0, 0)
+    space = open_space(open_cache())
+    target = np.zeros((50, BLOCK_BYTES), np.uint8)
+    result = space.onboard(make_hashes(50), target).wait()
+    assert (result.tiers == kvx.TierKind.NVME).all()
+    assert (target == make_blocks(50)).all()
+
+
+def test_restart_warms_dram_with_the_hottest(open_cache: Opener) -> None:
+    """With re-warm on, DRAM is filled in the background, hottest blocks first."""
+    first = open_cache()
+    space = open_space(first)
+    space.offload(make_hashes(256), make_blocks(256)).wait()
+    first.flush()
+    hot = make_hashes(20, first=100)
+    for _ in range(5):
+        space.onboard(hot, np.zeros((20, BLOCK_BYTES), np.uint8)).wait()
+    first.close()
+    second = open_cache(nvme={"rewarm": True})
+    space = open_space(second)
+    for _ in range(1000):
+        if second.stats()["rewarm"]["is_done"]:
+            break
+        space.prefetch(make_hashes(0 + 1)).wait()
+    assert second.stats()["rewarm"]["blocks_warmed"] > 0
+    assert space.match(hot).blocks_in(kvx.TierKind.DRAM) == 20
+
+
+def test_prefetch_moves_blocks_up(open_cache: Opener) -> None:
+    """After a prefetch the blocks are in DRAM and can be leased."""
+    open_space(first := open_cache()).offload(make_hashes(10), make_blocks(10)).wait()
+    first.close()
+    space = open_space(open_cache())
+    assert len(space.lease(make_hashes(10))) == 0
+    assert space.prefetch(make_hashes(10)).wait().num_blocks == 10
+    assert space.match(make_hashes(10)).blocks_in(kvx.TierKind.DRAM) == 10
+
+
+def test_lease_gives_views_that_stay(open_cache: Opener) -> None:
+    """Leased blocks are not evicted by a flood of others."""
+    space = open_space(open_cache(has_nvme=False))
+    blocks = make_blocks(5)
+    space.offload(make_hashes(5), blocks).wait()
+    with space.lease(make_hashes(7)) as lease:
+        assert len(lease) == 5
+        for start in range(0, 400, 50):
+            space.offload(make_hashes(50, first=1000 + start), make_blocks(50)).wait()
+        lease.check()
+        assert all((lease.view(i) == blocks[i]).all() for i in range(5))
+        assert not lease.view(0).flags.writeable
+    with pytest.raises(kvx.StaleReference):
+        lease.view(0)
+
+
+def test_pinned_blocks_stay_until_unpinned(open_cache: Opener) -> None:
+    """Pins are counted and end with as many unpins."""
+    space = open_space(open_cache(has_nvme=False))
+    space.offload(make_hashes(5), make_blocks(5)).wait()
+    assert space.pin(make_hashes(6)) == 5
+    for start in range(0, 300, 50):
+        space.offload(make_hashes(50, first=1000 + start), make_blocks(50)).wait()
+    assert space.match(make_hashes(5)).num_blocks == 5
+    assert space.unpin(make_hashes(5)) == 5
+    assert space.unpin(make_hashes(5)) == 0
+    for start in range(0, 300, 50):
+        space.offload(make_hashes(50, first=2000 + start), make_blocks(50)).wait()
+    assert space.match(make_hashes(5)).reason is kvx.MissReason.EVICTED
+
+
+def test_dropped_blocks_stay_away_after_a_restart(open_cache: Opener) -> None:
+    """What was dropped is gone from every tier, for good."""
+    first = open_cache()
+    space = open_space(first)
+    space.offload(make_hashes(10), make_blocks(10)).wait()
+    first.flush()
+    assert space.drop(make_hashes(4)) == 4
+    assert space.match(make_hashes(10)).reason is kvx.MissReason.DROPPED
+    first.close()
+    space = open_space(open_cache())
+    assert space.match(make_hashes(10)).num_blocks == 0
+    assert space.match(make_hashes(6, first=4)).num_blocks == 6
+
+
+def test_clear_empties_every_tier(open_cache: Opener) -> None:
+    """Nothing is left, and the slots can be used again."""
+    cache = open_cache()
+    space = open_space(cache)
+    space.offload(make_hashes(30), make_blocks(30)).wait()
+    cache.flush()
+    assert cache.clear() == 60
+    assert space.match(make_hashes(30)).num_blocks == 0
+    assert space.offload(make_hashes(30), make_blocks(30)).wait().num_blocks == 30
+
+
+def test_blocks_expire(open_cache: Opener) -> None:
+    """After its time to live a block is a miss that says so."""
+    now = [1_000_000.0]
+    space = open_space(open_cache(has_nvme=False, clock=lambda: now[0]))
+    space.offload(make_hashes(3), make_blocks(3), ttl_s=10).wait()
+    assert space.match(make_hashes(3)).num_blocks == 3
+    now[0] += 12
+    match = space.match(make_hashes(3))
+    assert (match.num_blocks, match.reason) == (0, kvx.MissReason.EXPIRED)
+
+
+def test_sizes_and_namespaces_share_one_cache(open_cache: Opener) -> None:
+    """Several block sizes live side by side and give each other memory."""
+    cache = open_cache(
+        dram={"capacity": "8MiB", "extent": "1MiB"},
+        nvme={"capacity": "64MiB", "extent": "4MiB"},
+    )
+    sizes = [4096, 5000, 65536, 1 << 20]
+    for size in sizes:
+        space = open_space(cache, block_bytes=size)
+        assert space.offload(make_hashes(4), make_blocks(4, block_bytes=size)).wait().num_blocks == 4
+    for size in sizes:
+        target = np.zeros((4, size), np.uint8)
+        space = open_space(cache, block_bytes=size)
+        assert space.onboard(make_hashes(4), target).wait().num_blocks == 4
+        assert (target == make_blocks(4, block_bytes=size)).all()
+    cache.check_integrity()
+
+
+def test_another_salt_or_model_is_another_cache(open_cache: Opener) -> None:
+    """The same hash in another namespace is a miss, and the reason names the difference."""
+    cache = open_cache(has_nvme=False)
+    open_space(cache, salt="a").offload(make_hashes(2), make_blocks(2)).wait()
+    assert open_space(cache, salt="b").match(make_hashes(2)).reason is kvx.MissReason.SALT
+    other = cache.namespace(model="other", dtype="float16", block_bytes=BLOCK_BYTES)
+    assert other.match(make_hashes(2)).reason is kvx.MissReason.NAMESPACE_MISMATCH
+    stranger = open_space(cache, tenant="stranger")
+    assert stranger.match(make_hashes(2)).reason is kvx.MissReason.NEVER_STORED
+
+
+def test_arguments_that_do_not_fit_are_refused(open_cache: Opener) -> None:
+    """Nothing is done, and the message carries both numbers."""
+    space = open_space(open_cache(has_nvme=False))
+    with pytest.raises(kvx.UsageError, match=r"3 hashes but 2 blocks"):
+        space.offload(make_hashes(3), make_blocks(2))
+    with pytest.raises(kvx.UsageError, match="4096"):
+        space.offload(make_hashes(2), make_blocks(2, block_bytes=4096))
+    frozen = make_blocks(2)
+    frozen.flags.writeable = False
+    with pytest.raises(kvx.UsageError, match="read-only|writ"):
+        space.onboard(make_hashes(2), frozen)
+    assert space.match(make_hashes(3)).num_blocks == 0
+
+
+def test_a_closed_cache_says_so(open_cache: Opener) -> None:
+    """Verbs of a closed cache raise instead of crashing."""
+    cache = open_cache(has_nvme=False)
+    space = open_space(cache)
+    cache.close()
+    with pytest.raises(kvx.KvxError, match="closed"):
+        space.offload(make_hashes(1), make_blocks(1))
+    with pytest.raises(kvx.UsageError, match="closed"):
+        open_space(cache)
