@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+
 from kvx_ext import _core
-from slots import EngineMaker
+from tests.transfer.slots import EngineMaker
 
 
 @pytest.fixture
