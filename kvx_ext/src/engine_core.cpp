@@ -27,6 +27,7 @@ Status EngineCore::start(const EngineOptions& options, std::string* backend_reas
   const int cpus = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   pool_.start(options.copy_threads == 0 ? cpus : options.copy_threads, shared_from_this(),
               [this](JobRecord& job, const Grain& grain) { run_grain(job, grain); });
+  canceller_.start(shared_from_this(), backend_.get());
   reactor_ = std::thread([core = shared_from_this()] { core->run_reactor(); });
   return Status::Ok();
 }
@@ -69,7 +70,7 @@ bool EngineCore::end_early(JobRecord& job, JobState state) {
   if (job.is_claimed.exchange(true, std::memory_order_acq_rel)) return false;
   job.ledger.settle_rest(state == JobState::kTimedOut ? Code::kTimeout : Code::kCancelled);
   end(job, state);
-  cancel_io(job);
+  if (job.batch.is_io() && !job.is_quiesced) canceller_.cancel_io(job.shared_from_this());
   return true;
 }
 
@@ -124,6 +125,7 @@ CloseReport EngineCore::close(double timeout_s) {
     if (end_early(*job, JobState::kCancelled)) ++close_report_.cancelled_jobs;
   }
   table_.wait_empty(until);
+  canceller_.stop();
   // Its count is of requests; ours is of jobs, and includes copies.
   (void)backend_->close(seconds_until(until));
   pool_.stop(std::max(until, time_after(kThreadExitS)));

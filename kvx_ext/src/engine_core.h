@@ -14,6 +14,7 @@
 #include <span>
 #include <thread>
 
+#include "canceller.h"
 #include "copy_faults.h"
 #include "counters.h"
 #include "job_record.h"
@@ -54,7 +55,6 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void submit_io(JobRecord& job);
   void send(JobRecord& job, std::span<const IoRequest> requests);
   void submit_syncs(JobRecord& job);
-  void cancel_io(JobRecord& job);
   void on_completions(std::span<const IoCompletion> completions);
   int64_t on_read(JobRecord& job, int64_t block, const IoCompletion& completion, bool* is_ready);
   int64_t on_write(JobRecord& job, int64_t block, const IoCompletion& completion);
@@ -64,11 +64,12 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   JobTable table_;
   WorkerPool pool_;
+  Canceller canceller_;
   CompletionQueue completions_;
   Counters counters_;
   std::shared_ptr<CopyFaults> copy_faults_;  // null: none
   std::unique_ptr<IoBackend> backend_;
-  std::thread reactor_;
+  std::thread reactor_;  // deadlines
   std::atomic<uint64_t> next_id_{1};
   std::mutex close_mutex_;
   bool is_shut_ = false;      // close_mutex_

@@ -47,7 +47,7 @@ void EngineCore::send(JobRecord& job, std::span<const IoRequest> requests) {
   counters_.on_io(count);
   backend_->submit(requests);
   // Who ended the job meanwhile may have cancelled what the backend had not seen yet.
-  if (job.is_ending()) cancel_io(job);
+  if (job.is_ending()) canceller_.cancel_io(job.shared_from_this());
 }
 
 void EngineCore::submit_syncs(JobRecord& job) {
@@ -59,13 +59,6 @@ void EngineCore::submit_syncs(JobRecord& job) {
                         .token = reinterpret_cast<uint64_t>(&job.slots[blocks + i])});
   }
   send(job, requests);
-}
-
-void EngineCore::cancel_io(JobRecord& job) {
-  for (IoSlot& slot : job.slots) {
-    if (!slot.is_in_flight.load(std::memory_order_acquire)) continue;
-    backend_->cancel(reinterpret_cast<uint64_t>(&slot));
-  }
 }
 
 void EngineCore::on_completions(std::span<const IoCompletion> completions) {

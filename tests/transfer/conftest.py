@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from kvx_ext import _core
-from slots import EngineMaker
 
+from kvx_ext import _core
+from tests.transfer.slots import EngineMaker
 
 
 @pytest.fixture
@@ -33,5 +33,5 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def engine(make_engine: EngineMaker) -> _core.Engine:
-    """An engine without faults."""
+    """Make an engine without faults."""
     return make_engine(copy_threads=2)

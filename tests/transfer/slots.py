@@ -6,6 +6,7 @@ import numpy as np
 
 from kvx_ext import _core
 
+OK, STORAGE, SHORT, CORRUPT, TIMEOUT, CANCELLED, SKIPPED = 0, 4, 5, 6, 8, 9, 10  # of kvx::Code
 LONG_S = 20.0  # a deadline that only a bug reaches
 
 
@@ -38,3 +39,11 @@ def some_bytes(count: int, block_bytes: int, seed: int = 0) -> np.ndarray:
 
 
 EngineMaker = Callable[..., _core.Engine]
+
+
+def expect(job: _core.Job, state: str, *codes: int) -> None:
+    """Wait for a job and compare how it ended."""
+    assert job.wait(LONG_S)
+    assert job.state() == state, (job.state(), job.codes(), job.errnos())
+    if codes:
+        assert set(job.codes().tolist()) == set(codes)

@@ -1,24 +1,31 @@
-"""The native engine: right bytes, honest codes, and every job with an end."""
+"""The native engine: right bytes, honest codes, and news of both."""
 
 import asyncio
 import errno
-import gc
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from kvx.errors import UsageError
 from kvx_ext import _core
-from slots import LONG_S, EngineMaker, Slots, keys_of, planes_of, some_bytes
+from tests.transfer.slots import (
+    CORRUPT,
+    LONG_S,
+    OK,
+    SHORT,
+    STORAGE,
+    EngineMaker,
+    Slots,
+    expect,
+    keys_of,
+    planes_of,
+    some_bytes,
+)
 
-from kvx.errors import TransferCancelled, UsageError
-
-
-OK, STORAGE, SHORT, CORRUPT, TIMEOUT, CANCELLED, SKIPPED = 0, 4, 5, 6, 8, 9, 10
 BLOCK = 64 << 10
 
 
@@ -40,17 +47,9 @@ def spread(value: int) -> int:
 
 
 def checksum_reference(key: bytes, block: bytes) -> int:
-    """A block's checksum in 20 lines of Python."""
+    """Compute a block's checksum the slow way."""
     low, high = (int.from_bytes(key[i : i + 8], "little") for i in (0, 8))
     return crc64_reference(block, spread(low ^ spread(high ^ spread(len(block)))))
-
-
-def expect(job: _core.Job, state: str, *codes: int) -> None:
-    """Wait for a job and compare how it ended."""
-    assert job.wait(LONG_S)
-    assert job.state() == state, (job.state(), job.codes(), job.errnos())
-    if codes:
-        assert set(job.codes().tolist()) == set(codes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,14 +84,18 @@ def test_gather_and_scatter_agree_with_numpy(data: st.DataObject) -> None:
         planes_out = planes.copy()
         planes_out[:, 0] = [t.ctypes.data for t in targets]
         expect(
-            engine.copy_out(slots.addresses, keys, sums, planes_out, places, LONG_S), "done", OK
+            engine.copy_out(slots.addresses, keys, sums, planes_out, places, LONG_S),
+            "done",
+            OK,
         )
         for target, array, size in zip(targets, arrays, sizes, strict=True):
             assert (target[places, :size] == array[ids, :size]).all(), seed
             assert (target[:, size:] == 0x11).all(), "bytes between the runs were touched"
 
 
-def test_corrupt_blocks_are_named_and_poisoned_and_stop_no_other(engine: _core.Engine) -> None:
+def test_corrupt_blocks_are_named_and_poisoned_and_stop_no_other(
+    engine: _core.Engine,
+) -> None:
     source, keys = some_bytes(64, BLOCK), keys_of(64)
     slots, target = Slots(64, BLOCK), np.zeros((64, BLOCK), dtype=np.uint8)
     ids = np.arange(64)
@@ -122,7 +125,10 @@ def test_write_then_read_back_over_each_backend(
     assert backend in engine.backend_name
     count, block_bytes, io_bytes = 40, 60_000, 61_440
     slots, back, keys = Slots(count, io_bytes), Slots(count, io_bytes), keys_of(count)
-    source, target = some_bytes(count, block_bytes), np.zeros((count, block_bytes), dtype=np.uint8)
+    source, target = (
+        some_bytes(count, block_bytes),
+        np.zeros((count, block_bytes), dtype=np.uint8),
+    )
     ids = np.arange(count)
     job = engine.copy_in(planes_of(source), ids, slots.addresses, keys, LONG_S)
     expect(job, "done", OK)
@@ -180,168 +186,6 @@ def test_a_failing_device_reports_errno_and_a_failed_sync_fails_its_file(
         engine.close_file(fd)
 
 
-def test_a_deadline_ends_a_hung_copy_and_quarantines_its_memory(make_engine: EngineMaker) -> None:
-    faults = _core.Failpoints()
-    engine = make_engine(copy_threads=1, failpoints=faults)
-    faults.set("copy", "hang", after=2, count=1)
-    slots, source = Slots(8, 4096), some_bytes(8, 4096)
-    job = engine.copy_in(
-        planes_of(source), np.arange(8), slots.addresses, keys_of(8), deadline_s=0.1
-    )
-    assert job.wait(LONG_S)
-    assert job.state() == "timed_out"
-    assert 0.1 <= job.elapsed_s < 0.2
-    assert job.codes().tolist() == [OK, OK, TIMEOUT] + [SKIPPED] * 5
-    assert not job.is_quiesced()
-    assert (engine.quarantined_jobs(), engine.quarantined_bytes()) == (1, 8 * 4096)
-    assert engine.next_completions(9, LONG_S)[1].tolist() == [1]
-    faults.clear()
-    assert job.wait_quiesced(LONG_S)
-    assert engine.next_completions(9, LONG_S)[1].tolist() == [2]
-    assert (engine.quarantined_jobs(), engine.quarantined_bytes()) == (0, 0)
-    assert job.codes().tolist() == [OK, OK, TIMEOUT] + [SKIPPED] * 5
-    # The stuck copy ended late, which the quarantine is for; nothing after it was begun.
-    assert (slots.data[3:] == 0xA5).all()
-
-
-@pytest.mark.parametrize("ending", ["deadline", "cancel"])
-@pytest.mark.parametrize("target", ["read", "write", "sync"])
-def test_hung_io_ends_in_time_and_writes_nothing_after_quiesced(
-    make_engine: EngineMaker, backend: str, tmp_path: Path, target: str, ending: str
-) -> None:
-    faults = _core.Failpoints()
-    engine = make_engine(backend=backend, failpoints=faults)
-    fd, _ = engine.open_file(str(tmp_path / "f"), create=True)
-    slots, fds = Slots(16, 4096), np.full(16, fd, dtype=np.int32)
-    offsets, lengths = np.arange(16, dtype=np.int64) * 4096, np.full(16, 4096)
-    sync = np.array([fd], dtype=np.int32)
-    expect(engine.write(fds, offsets, slots.addresses, lengths, sync, LONG_S), "done")
-    faults.set(target, "hang", after=0 if target == "sync" else 8, ignores_cancel=True)
-    deadline_s = 0.1 if ending == "deadline" else LONG_S
-    slots.data[:] = 0xA5
-    if target == "read":
-        sums = np.zeros(16, dtype=np.uint64)
-        keys = keys_of(16)
-        job = engine.read(
-            fds, offsets, slots.addresses, 4096, 4096, keys, sums, None, None, deadline_s
-        )
-    else:
-        job = engine.write(fds, offsets, slots.addresses, lengths, sync, deadline_s)
-    if ending == "cancel":
-        assert not job.wait(0.05)
-        assert job.cancel()
-    assert job.wait(LONG_S)
-    assert job.state() == ("timed_out" if ending == "deadline" else "cancelled")
-    assert not job.cancel()
-    assert not job.is_quiesced()
-    assert engine.quarantined_bytes() == 16 * 4096
-    faults.clear()
-    assert job.wait_quiesced(LONG_S)
-    slots.data[:] = 0x5A
-    assert engine.close(5.0)["abandoned_jobs"] == 0
-    assert (slots.data == 0x5A).all()
-    engine.close_file(fd)
-
-
-def test_a_thousand_hung_deadlines_are_met_within_100_ms(
-    make_engine: EngineMaker, tmp_path: Path
-) -> None:
-    faults = _core.Failpoints()
-    engine = make_engine(failpoints=faults)
-    fd, _ = engine.open_file(str(tmp_path / "f"), create=True)
-    slots = Slots(1, 4096)
-    faults.set("write", "hang", ignores_cancel=True)
-    fds, zero, length = np.array([fd], np.int32), np.zeros(1, np.int64), np.array([4096])
-    wanted = np.random.default_rng(7).uniform(0.02, 0.5, 1000)
-    jobs = [
-        engine.write(fds, zero, slots.addresses, length, np.array([], np.int32), s) for s in wanted
-    ]
-    for job in jobs:
-        expect(job, "timed_out", TIMEOUT)
-    late_s = np.array([job.elapsed_s for job in jobs]) - wanted
-    assert late_s.min() >= 0
-    assert np.percentile(late_s, 99) < 0.1
-    assert engine.quarantined_jobs() == 1000
-    faults.clear()
-    assert all(job.wait_quiesced(LONG_S) for job in jobs)
-    assert engine.quarantined_jobs() == 0
-    engine.close_file(fd)
-
-
-def test_cancel_of_a_queued_a_running_and_an_ended_job(make_engine: EngineMaker) -> None:
-    faults = _core.Failpoints()
-    engine = make_engine(copy_threads=1, failpoints=faults)
-    slots, source, keys = Slots(2, 4096), some_bytes(2, 4096), keys_of(2)
-    faults.set("copy", "hang", after=1, count=1)
-    submit = (planes_of(source), np.arange(2), slots.addresses, keys, LONG_S)
-    running = engine.copy_in(*submit)
-    assert not running.wait(0.05)
-    queued = engine.copy_in(*submit)
-    assert queued.cancel()
-    assert queued.is_quiesced()
-    assert queued.codes().tolist() == [SKIPPED, SKIPPED]
-    assert running.cancel()
-    assert running.codes().tolist() == [OK, CANCELLED]
-    assert not running.is_quiesced()
-    assert not running.cancel()
-    faults.clear()
-    assert running.wait_quiesced(LONG_S)
-    ended = engine.copy_in(*submit)
-    expect(ended, "done", OK)
-    assert not ended.cancel()
-    assert ended.state() == "done"
-
-
-@pytest.mark.parametrize("target", ["copy", "write"])
-def test_close_is_bounded_and_reports_what_it_abandoned(
-    make_engine: EngineMaker, backend: str, tmp_path: Path, target: str
-) -> None:
-    faults = _core.Failpoints()
-    engine = make_engine(backend=backend, copy_threads=1, failpoints=faults)
-    fd, _ = engine.open_file(str(tmp_path / "f"), create=True)
-    slots, source = Slots(4, 4096), some_bytes(4, 4096)
-    faults.set(target, "hang", count=1, ignores_cancel=True)
-    if target == "copy":
-        job = engine.copy_in(planes_of(source), np.arange(4), slots.addresses, keys_of(4), LONG_S)
-    else:
-        offsets, lengths = np.arange(4, dtype=np.int64) * 4096, np.full(4, 4096)
-        none = np.array([], dtype=np.int32)
-        job = engine.write(
-            np.full(4, fd, np.int32), offsets, slots.addresses, lengths, none, LONG_S
-        )
-    closed_in_s = seconds(lambda: engine.close(0.3))
-    assert 0.25 < closed_in_s < 0.8
-    assert engine.close(9.0) == {
-        "cancelled_jobs": 1, "abandoned_jobs": 1, "abandoned_bytes": 4 * 4096,
-    }  # fmt: skip
-    assert job.state() == "cancelled"
-    assert not job.is_quiesced()
-    with pytest.raises(TransferCancelled):
-        engine.copy_in(planes_of(source), np.arange(4), slots.addresses, keys_of(4), LONG_S)
-    faults.clear()
-    if target == "copy":
-        assert job.wait_quiesced(LONG_S), "a stuck copy that ends after close is still noticed"
-    engine.close_file(fd)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    begun = time.monotonic()
-    call()
-    return time.monotonic() - begun
-
-
-def test_close_lets_a_running_job_end_by_itself(make_engine: EngineMaker) -> None:
-    faults = _core.Failpoints()
-    engine = make_engine(failpoints=faults)
-    faults.set("copy", "delay", delay_s=0.05, count=2)
-    slots, source = Slots(4, 4096), some_bytes(4, 4096)
-    job = engine.copy_in(planes_of(source), np.arange(4), slots.addresses, keys_of(4), LONG_S)
-    assert engine.close(4.0) == {"cancelled_jobs": 0, "abandoned_jobs": 0, "abandoned_bytes": 0}
-    assert job.state() == "done"
-    assert (slots.data == source).all()
-
-
 def test_a_flip_in_a_copy_is_caught_by_the_next_check(make_engine: EngineMaker) -> None:
     faults = _core.Failpoints()
     engine = make_engine(failpoints=faults)
@@ -365,7 +209,11 @@ def test_ten_thousand_tiny_jobs_from_four_threads(engine: _core.Engine) -> None:
         job = None
         for _ in range(each):
             job = engine.copy_in(
-                planes_of(source), np.array([thread]), slots.addresses[row], keys[row], LONG_S
+                planes_of(source),
+                np.array([thread]),
+                slots.addresses[row],
+                keys[row],
+                LONG_S,
             )
             ids[thread].add(job.id)
         assert job is not None
@@ -399,7 +247,8 @@ def test_the_eventfd_wakes_asyncio(engine: _core.Engine) -> None:
         for _ in range(20):
             arrived: asyncio.Future[tuple[np.ndarray, np.ndarray]] = loop.create_future()
             loop.add_reader(
-                engine.fileno(), lambda f=arrived: f.set_result(engine.next_completions(9, 0.0))
+                engine.fileno(),
+                lambda f=arrived: f.set_result(engine.next_completions(9, 0.0)),
             )
             job = engine.copy_in(
                 planes_of(source), np.arange(4), slots.addresses, keys_of(4), LONG_S
@@ -413,7 +262,9 @@ def test_the_eventfd_wakes_asyncio(engine: _core.Engine) -> None:
     assert asyncio.run(run()) == 20
 
 
-def test_an_empty_batch_is_done_and_a_passed_deadline_times_out(engine: _core.Engine) -> None:
+def test_an_empty_batch_is_done_and_a_passed_deadline_times_out(
+    engine: _core.Engine,
+) -> None:
     empty = np.zeros(0, dtype=np.int64)
     source = some_bytes(1, 64)
     slots = Slots(1, 64)
@@ -452,16 +303,3 @@ def test_wrong_arguments_are_named_and_nothing_is_done(
         engine.copy_in(**{**arguments, "ids": np.arange(2, dtype=np.int32)})
     assert engine.stats()["copy_in"]["jobs"] == 0
     assert (slots.data == 0xA5).all()
-
-
-def test_an_engine_that_is_not_closed_warns_and_its_jobs_stay_usable() -> None:
-    engine = _core.Engine()
-    slots, source = Slots(2, 64), some_bytes(2, 64)
-    job = engine.copy_in(planes_of(source), np.arange(2), slots.addresses, keys_of(2), LONG_S)
-    with pytest.warns(ResourceWarning, match="not closed"):
-        del engine
-        gc.collect()
-    assert job.wait(1.0)
-    assert job.is_quiesced()
-    assert not job.cancel()
-    assert len(job.codes()) == 2

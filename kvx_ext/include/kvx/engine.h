@@ -9,7 +9,8 @@
 //
 // Every block goes through its stages by itself: a read block is verified and scattered as soon as
 // it has arrived, whatever the others do, and a block that fails stops no other one. Copies and
-// checksums run on the copy threads, I/O in the backend, deadlines on one reactor thread.
+// checksums run on the copy threads, I/O in the backend, deadlines on one reactor thread; another
+// one asks the backend to give up what has ended early.
 //
 // Every job ends at its deadline at the latest (see job.h). The engine keeps the job and its
 // arrays until it is quiesced, the caller the memory that its addresses name. Each job is announced
