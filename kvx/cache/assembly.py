@@ -119,7 +119,7 @@ def restore(shared: Shared, nvme: NvmeTier, progress: Progress | None) -> int:
             records.checksums,
             records.heat,
             records.expiry_s.astype(np.int64),
-            owners,
+            owners.astype(np.int32),
         )
         count += len(found.slots)
     return count

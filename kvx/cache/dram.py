@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from kvx_ext import _core
 
 
+# Arenas that stuck I/O may still write into; freeing them would hand that memory to somebody else.
+_ABANDONED: list[Arena] = []
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Slots that a batch may now be written into.
@@ -134,9 +138,16 @@ class DramTier:
         self._grow(pool, num_slots)
         return pool.index.num_free >= num_slots
 
-    def close(self) -> None:
-        """Stop prefaulting."""
+    def close(self, *, is_abandoned: bool) -> None:
+        """Stop prefaulting.
+
+        Args:
+            is_abandoned: Whether the hardware still holds some of the memory: then it must outlive
+                everything, and is kept for good.
+        """
         self.arena.close()
+        if is_abandoned:
+            _ABANDONED.append(self.arena)
 
     def _grow(self, pool: DramPool, num_slots: int) -> None:
         if pool.index.num_free >= num_slots:

@@ -151,7 +151,7 @@ class Flusher:
     @property
     def num_dirty(self) -> int:
         """Blocks that NVMe does not hold yet, those on their way included."""
-        return sum(pool.index.num_dirty for pool in self._shared.dram.pools.values())
+        return sum(pool.num_dirty for pool in self._shared.dram.pools.values())
 
     @property
     def _durability(self) -> Durability:
@@ -162,11 +162,11 @@ class Flusher:
         return self._nvme.config.deadline_s
 
     def _is_due(self, pool: DramPool) -> bool:
-        if pool.index.num_dirty == 0:
+        if pool.num_dirty == 0:
             return False
         if self._nvme.config.write is WriteMode.THROUGH or self._wants_all:
             return True
-        return pool.index.num_dirty > _DIRTY_SHARE_MAX * pool.index.num_slots
+        return pool.num_dirty > _DIRTY_SHARE_MAX * pool.index.num_slots
 
     def _start_batch(self, pool: DramPool) -> bool:
         """Take dirty blocks of a pool and submit their payloads; False when there are none."""
@@ -285,7 +285,7 @@ class Flusher:
         self._nvme.end_record_writes(writes, failed)
         with self._lock:
             self._is_writing_records = False
-            self._commit(batches, is_failed=bool(failed.any()) or job.state_name != "done")
+            self._commit(batches, is_failed=bool(failed.any()) or job.state() != "done")
         self.write_records()
         self.kick()
 

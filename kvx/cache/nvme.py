@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.cache.disk.format import slots_per_extent
 from kvx.cache.disk.store import DiskStore
 from kvx.cache.pool import Pool, slot_bytes_for
 from kvx.errors import CapacityError, StorageError
@@ -109,7 +111,7 @@ class NvmeTier:
         with self._lock:
             pool = self.pools.get(slot_bytes)
             if pool is None:
-                per_extent = self.store.slots_per_extent(slot_bytes)
+                per_extent = slots_per_extent(slot_bytes, self.store.extent_bytes)
                 pool = self.pools[slot_bytes] = NvmePool(slot_bytes, per_extent, self)
             return pool
 
@@ -126,7 +128,7 @@ class NvmeTier:
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Return the (n,) int32 file descriptors and (n,) int64 offsets of slots."""
         with self._lock:
-            numbers, offsets = self.store.locate(slot_bytes, slots)
+            numbers, offsets = self.store.pool(slot_bytes).locate(slots)
             return self._fds[numbers], offsets
 
     def set_records(
@@ -134,13 +136,13 @@ class NvmeTier:
     ) -> None:
         """Say what slots hold; their payloads must have been written."""
         with self._lock:
-            self.store.set_records(pool.slot_bytes, slots, records)
+            self.store.pool(pool.slot_bytes).set_records(slots, records)
 
     def kill_records(self, pool: NvmePool, slots: npt.NDArray[np.int64]) -> None:
         """Keep the blocks of slots from coming back after a restart."""
         if len(slots):
             with self._lock:
-                self.store.kill_records(pool.slot_bytes, slots)
+                self.store.pool(pool.slot_bytes).kill_records(slots)
 
     def take_record_writes(self) -> RecordWrites:
         """Take the record pages that changed, for writing."""
@@ -154,14 +156,13 @@ class NvmeTier:
 
     def save_heat(self) -> None:
         """Carry use counts from the indexes to the records; written with the next record pages."""
-        now_s = self.store.now_s()
+        now_s = time.time()
         with self._lock:
             for pool in self.pools.values():
                 if pool.num_extents == 0:
                     continue
                 blocks = pool.index.snapshot()
-                self.store.update_heat(
-                    pool.slot_bytes,
+                self.store.pool(pool.slot_bytes).update_heat(
                     blocks["slots"],
                     blocks["freqs"],
                     # Coldest first in the snapshot: its order is the recency that must survive.
@@ -226,7 +227,7 @@ class NvmeTier:
         for donor in donors:
             if donor is pool or donor.num_extents == 0:
                 continue
-            for extent in self.store.pools[donor.slot_bytes].extents:
+            for extent in self.store.pool(donor.slot_bytes).extents:
                 if not extent.is_writing and donor.retire_slots(
                     extent.first_slot, extent.num_slots
                 ):

@@ -92,6 +92,11 @@ class Pool:
         self.num_extents -= 1
         return True
 
+    @property
+    def num_dirty(self) -> int:
+        """Blocks that the tier below does not hold yet."""
+        return int(self.index.stats()["dirty"])
+
     def find(
         self, keys: npt.NDArray[np.uint8], now_ms: int, *, touch: bool = False, pin: bool = False
     ) -> Found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from kvx_ext import _core
 
+_log = logging.getLogger(__name__)
 _COMPLETIONS_MAX = 256
 _IDLE_S = 1.0
 
@@ -73,6 +75,7 @@ class Reactor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._is_closing = False
+        self._must_stop = False
         self._thread = threading.Thread(target=self._run, name="kvx-reactor", daemon=True)
 
     def start(self) -> None:
@@ -110,8 +113,12 @@ class Reactor:
         end = time.monotonic() + timeout_s
         self._is_closing = True
         self._engine.wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(max(0.0, end - time.monotonic()) + _IDLE_S)
+        if not self._thread.is_alive() or self._thread is threading.current_thread():
+            return
+        self._thread.join(max(0.0, end - time.monotonic()))
+        self._must_stop = True
+        self._engine.wake()
+        self._thread.join(_IDLE_S)
 
     def _run(self) -> None:
         while True:
@@ -119,12 +126,19 @@ class Reactor:
             for job_id in ids.tolist():
                 with self._lock:
                     step = self._steps.get(job_id)
-                if step is not None and step.advance():
+                if step is not None and self._advance(step):
                     with self._lock:
                         self._steps.pop(job_id, None)
             self._run_timers()
-            if self._is_closing and self.num_unsettled == 0:
+            if self._is_closing and (self.num_unsettled == 0 or self._must_stop):
                 return
+
+    def _advance(self, step: Step) -> bool:
+        try:
+            return step.advance()
+        except Exception:
+            _log.exception("settling job %d failed", step.job.id)
+            return True
 
     def _idle_s(self) -> float:
         with self._lock:
@@ -138,4 +152,8 @@ class Reactor:
                 if not self._timers or self._timers[0][0] > time.monotonic():
                     return
                 _, _, callback = heapq.heappop(self._timers)
-            callback()
+            try:
+                callback()
+            except Exception:
+                # The thread settles everybody's jobs: one failing timer must not end it.
+                _log.exception("a timer of the cache failed")

@@ -81,8 +81,10 @@ _HISTORY_CODES = {
     MissReason.EXPIRED: 2,
     MissReason.DROPPED: 3,
     MissReason.CORRUPT: 4,
-    MissReason.STALE: 5,
 }
+# 5 retired with its memory, 6 cleared, 7 failed on its way down, 8 replaced by another copy.
 _OF_HISTORY = np.full(256, MissReason.EVICTED, np.uint8)
+_OF_HISTORY[6] = MissReason.DROPPED
+_OF_HISTORY[7] = MissReason.TIER_DOWN
 for _reason, _code in _HISTORY_CODES.items():
     _OF_HISTORY[_code] = _reason

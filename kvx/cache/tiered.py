@@ -207,14 +207,12 @@ class TieredCache:
             shared.flusher.write_records()
             shared.flusher.flush(max(0.0, end - time.monotonic()))
         self._is_open = False
-        abandoned = shared.engine.drain(max(0.1, end - time.monotonic()))
+        left = shared.engine.close(max(0.1, end - time.monotonic()))
         shared.reactor.close(max(0.1, end - time.monotonic()))
-        shared.engine.close(0.1)
-        if abandoned["jobs"] == 0:
-            shared.dram.close()
+        shared.dram.close(is_abandoned=left["abandoned_jobs"] > 0)
         if shared.nvme is not None:
             shared.nvme.close()
-        report = CloseReport(unflushed, abandoned["jobs"], abandoned["bytes"])
+        report = CloseReport(unflushed, left["abandoned_jobs"], left["abandoned_bytes"])
         if report != CloseReport(0, 0, 0):
             _log.warning("closed the cache, leaving behind: %s", report)
         return report

@@ -159,6 +159,9 @@ void bind_engine(nb::module_& module) {
           "Wait without the GIL for notifications: (ids (k,) int64, flags (k,) uint8), 1 terminal, "
           "2 quiesced, 3 both. Empty when time is up or the engine is closed.")
       .def(
+          "wake", [](PyEngine& self) { self.engine->wake(); },
+          "Make one `next_completions` return now, with a notification of job 0, which is none.")
+      .def(
           "fileno", [](PyEngine& self) { return self.engine->fileno(); },
           "An eventfd that is readable while notifications wait. Belongs to the engine.")
       .def(

@@ -48,6 +48,8 @@ std::vector<Completion> Engine::next_completions(size_t max, double timeout_s) {
   return core_->completions().take(max, timeout_s);
 }
 
+void Engine::wake() { core_->completions().push({}); }
+
 int Engine::fileno() { return core_->completions().fileno(); }
 
 EngineStats Engine::stats() const { return core_->stats(); }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from block_index_model import OUTCOME, POLICY, Entry, Model
+from tests.cache.block_index_model import OUTCOME, POLICY, Entry, Model
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule

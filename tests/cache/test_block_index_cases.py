@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from block_index_model import POLICY
+from tests.cache.block_index_model import POLICY
 
 from kvx.errors import UsageError
 from kvx_ext import _core

@@ -28,16 +28,17 @@ RECORD_DTYPE: Final = np.dtype(
         ("payload_bytes", "<u4"),
         ("checksum", "<u8"),
         ("namespace", "u1", (16,)),
-        ("owner", "<u2"),
         ("heat", "u1"),
-        ("zero0", "u1"),
+        ("zero0", "u1", (3,)),
         ("index", "<u4"),
         ("stored_at_s", "<u8"),
         ("last_used_s", "<u8"),
         ("expiry_s", "<u8"),
         ("sequence", "<u8"),
         ("extent", "<u4"),
-        ("zero1", "u1", (20,)),
+        ("zero1", "u1", (4,)),
+        ("tenant", "<u8"),
+        ("zero2", "u1", (8,)),
         ("record_checksum", "<u8"),
     ]
 )
@@ -72,7 +73,7 @@ class BlockRecords:
         checksums: (n,) uint64, CRC-64/NVME of the payload, opaque here.
         generations: (n,) uint32, the slot's generation.
         namespaces: (n, 16) uint8, fingerprints.
-        owners: (n,) uint16, whose quota the block counts against.
+        tenants: (n,) uint64, digest of the name of the tenant whose quota it counts against.
         heat: (n,) uint8, use frequency.
         stored_at_s: (n,) uint64, Unix time.
         last_used_s: (n,) uint64, Unix time.
@@ -84,7 +85,7 @@ class BlockRecords:
     checksums: NDArray[np.uint64]
     generations: NDArray[np.uint32]
     namespaces: NDArray[np.uint8]
-    owners: NDArray[np.uint16]
+    tenants: NDArray[np.uint64]
     heat: NDArray[np.uint8]
     stored_at_s: NDArray[np.uint64]
     last_used_s: NDArray[np.uint64]
@@ -124,7 +125,7 @@ def _column_dtypes() -> dict[str, tuple[str, np.dtype[np.void]]]:
         "checksum": "checksums",
         "generation": "generations",
         "namespace": "namespaces",
-        "owner": "owners",
+        "tenant": "tenants",
     }
     assert RECORD_DTYPE.names is not None
     return {plurals.get(name, name): (name, RECORD_DTYPE[name]) for name in RECORD_DTYPE.names}

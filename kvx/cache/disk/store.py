@@ -264,10 +264,14 @@ class DiskStore:
         """
         writes.end(np.zeros(len(writes), dtype=np.bool_) if is_failed is None else is_failed)
 
-    def flush_heat(self, *, pages_max: int = _PAGES_PER_CALL) -> RecordWrites:
-        """Make what `update_heat` changed due for writing, and take it as `record_writes` does."""
+    def heat_to_dirty(self) -> None:
+        """Make what `update_heat` changed due for writing."""
         for extent in self._extents.values():
             extent.heat_to_dirty()
+
+    def flush_heat(self, *, pages_max: int = _PAGES_PER_CALL) -> RecordWrites:
+        """Make what `update_heat` changed due for writing, and take it as `record_writes` does."""
+        self.heat_to_dirty()
         return self.record_writes(pages_max=pages_max)
 
     def close(self) -> None:

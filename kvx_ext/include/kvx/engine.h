@@ -67,6 +67,8 @@ class Engine {
 
   // Takes up to `max` notifications, waiting for the first; none: time is up or engine closed.
   std::vector<Completion> next_completions(size_t max, double timeout_s);
+  // Makes one next_completions() return, with a notification of job 0: there is none.
+  void wake();
   // An eventfd that is readable while notifications wait. Belongs to the engine.
   int fileno();
 

@@ -26,7 +26,7 @@ def make_records(
         checksums=rng.integers(0, 1 << 64, num_blocks, dtype=np.uint64),
         generations=rng.integers(0, 1 << 32, num_blocks, dtype=np.uint32),
         namespaces=rng.integers(0, 256, (num_blocks, 16), dtype=np.uint8),
-        owners=rng.integers(0, 1 << 16, num_blocks, dtype=np.uint16),
+        tenants=rng.integers(0, 1 << 63, num_blocks, dtype=np.uint64),
         heat=rng.integers(0, 256, num_blocks, dtype=np.uint8),
         stored_at_s=rng.integers(1, NOW_S, num_blocks, dtype=np.uint64),
         last_used_s=rng.integers(1, NOW_S, num_blocks, dtype=np.uint64),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_samples import files_of, make_records, open_store, write_all
+from tests.cache.disk.disk_samples import files_of, make_records, open_store, write_all
 
 from kvx.cache.disk import format as disk_format
 from kvx.errors import (

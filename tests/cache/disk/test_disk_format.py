@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from disk_samples import make_records
+from tests.cache.disk.disk_samples import make_records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,11 +49,11 @@ GOLDEN_RECORD = (
     "4b565242010000000001020304050607"
     "08090a0b0c0d0e0fa4a3a2a1ffff1f00"
     "8877665544332211f0f1f2f3f4f5f6f7"
-    "f8f9fafbfcfdfeffb2b1c10005000000"
+    "f8f9fafbfcfdfeffc100000005000000"
     "00f153650000000002f1536500000000"
     "10ff536500000000d8d7d6d5d4d3d2d1"
-    "07000000000000000000000000000000"
-    "0000000000000000e78e6923ba719f76"
+    "0700000000000000b8b7b6b5b4b3b2b1"
+    "0000000000000000ee2699cc659d5907"
 )
 
 
@@ -85,7 +85,7 @@ def golden_block() -> BlockRecords:
         checksums=np.array([0x1122334455667788], dtype=np.uint64),
         generations=np.array([0xA1A2A3A4], dtype=np.uint32),
         namespaces=row("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"),
-        owners=np.array([0xB1B2], dtype=np.uint16),
+        tenants=np.array([0xB1B2B3B4B5B6B7B8], dtype=np.uint64),
         heat=np.array([0xC1], dtype=np.uint8),
         stored_at_s=np.array([1_700_000_000], dtype=np.uint64),
         last_used_s=np.array([1_700_000_002], dtype=np.uint64),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_samples import NOW_S, bytes_at, make_records, open_store, write_all
+from tests.cache.disk.disk_samples import NOW_S, bytes_at, make_records, open_store, write_all
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule

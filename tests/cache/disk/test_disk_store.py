@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_samples import NOW_S, files_of, make_records, open_store, write_all
+from tests.cache.disk.disk_samples import NOW_S, files_of, make_records, open_store, write_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
