@@ -454,7 +454,7 @@ class Engine:
 
     def __init__(self, copy_threads: int = 0, backend: str = 'auto', queue_depth: int = 64, io_threads: int = 4, failpoints: Failpoints | None = None, journal_path: str = '') -> None:
         """
-        Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend ("auto", "uring", "posix"). Raises UsageError, UnavailableError.
+        Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend ("auto", "io_uring", "posix"). Raises UsageError, UnavailableError.
         """
 
     def __enter__(self) -> object:
@@ -493,6 +493,11 @@ class Engine:
     def next_completions(self, max: int, timeout_s: float) -> tuple:
         """
         Wait without the GIL for notifications: (ids (k,) int64, flags (k,) uint8), 1 terminal, 2 quiesced, 3 both. Empty when time is up or the engine is closed.
+        """
+
+    def wake(self) -> None:
+        """
+        Make one `next_completions` return now, with a notification of job 0, which is none.
         """
 
     def fileno(self) -> int:

@@ -200,7 +200,7 @@ class Flusher:
     def _reserve(self, batch: _Batch) -> _Batch:
         """Reserve NVMe slots, owner by owner; what gets none is let go."""
         self._nvme.make_room(batch.nvme_pool, len(batch.keys))
-        owners = self._shared.owners_of(batch.namespace_ids)
+        owners = self._shared.names.owners_of(batch.namespace_ids)
         expiries_s = batch.dram_pool.expiries_s[batch.dram_slots]
         outcomes = np.zeros(len(batch.keys), np.uint8)
         now_ms = self._shared.now_ms()
@@ -256,7 +256,7 @@ class Flusher:
         self.kick()
 
     def _set_records(self, batch: _Batch) -> None:
-        spaces = self._shared.describe(batch.namespace_ids)
+        spaces = self._shared.names.describe(batch.namespace_ids)
         now_s = self._shared.now_ms() // 1000
         count = len(batch.keys)
         self._nvme.set_records(
@@ -295,7 +295,9 @@ class Flusher:
                 self._abort(batch)
                 continue
             batch.nvme_pool.index.commit(batch.slots, batch.generations, batch.checksums)
-            self._shared.note_flushed(batch.namespace_ids, batch.keys)
+            for namespace_id in np.unique(batch.namespace_ids).tolist():
+                keys = batch.keys[batch.namespace_ids == namespace_id]
+                self._shared.note_stored(namespace_id, TierKind.NVME, keys)
             self._let_go(batch, MissReason.HIT)
         self._note_idle()
 

@@ -71,10 +71,9 @@ class Operation:
             step = self._steps[0] if self._steps else None
         if step is None:
             self.transfer.wait_finished(min(timeout_s, self._remaining_s() + _WAIT_SLICE_S))
-            self.pump()
-            return
-        if step.job.wait(timeout_s) and not step.advance():
+        elif step.job.wait(timeout_s) and not step.advance():
             self.transfer.wait_finished(_WAIT_SLICE_S)
+        self.pump()
 
     def cancel(self) -> None:
         """Stop what has not begun."""

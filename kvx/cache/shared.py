@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from kvx.cache.events import EventLog
     from kvx.cache.flusher import Flusher
     from kvx.cache.instruments import Instruments
-    from kvx.namespace import Namespace
     from kvx.cache.nvme import NvmeTier
     from kvx.cache.pool import Pool
     from kvx.cache.reactor import Reactor
@@ -162,8 +161,3 @@ class Shared:
             if pool is not None:
                 reasons[pool.find(keys, self.now_ms()).mask] = MissReason.TIER_DOWN
         return reasons
-
-
-def tenant_digest(namespace: Namespace) -> int:
-    """Return the number that stands for a tenant's name on disk; 64 bits of BLAKE2b."""
-    return namespace.tenant_digest

@@ -23,13 +23,13 @@ PyEngine make_engine(int copy_threads, const std::string& backend, int queue_dep
                      std::shared_ptr<Failpoints> failpoints, const std::string& journal_path) {
   EngineOptions options;
   options.copy_threads = copy_threads;
-  if (backend == "uring") {
+  if (backend == "io_uring") {
     options.backend = BackendKind::kUring;
   } else if (backend == "posix") {
     options.backend = BackendKind::kPosix;
   } else if (backend != "auto") {
     raise_if_error(
-        {Code::kUsage, "backend is \"auto\", \"uring\" or \"posix\", not \"" + backend + "\""});
+        {Code::kUsage, "backend is \"auto\", \"io_uring\" or \"posix\", not \"" + backend + "\""});
   }
   options.backend_options = {queue_depth, io_threads, std::move(failpoints), journal_path};
   PyEngine made;
@@ -120,7 +120,7 @@ void bind_engine(nb::module_& module) {
       .def(nb::new_(&make_engine), "copy_threads"_a = 0, "backend"_a = "auto", "queue_depth"_a = 64,
            "io_threads"_a = 4, "failpoints"_a.none() = nb::none(), "journal_path"_a = "",
            "Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend "
-           "(\"auto\", \"uring\", \"posix\"). Raises UsageError, UnavailableError.")
+           "(\"auto\", \"io_uring\", \"posix\"). Raises UsageError, UnavailableError.")
       .def(
           "__enter__", [](nb::object self) { return self; }, "Nothing but the engine.")
       .def(

@@ -22,11 +22,11 @@ def make_engine() -> Iterator[EngineMaker]:
         engine.close(1.0)
 
 
-@pytest.fixture(params=["posix", "uring"])
+@pytest.fixture(params=["posix", "io_uring"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that works here."""
     name: str = request.param
-    if name == "uring" and (why := _core.probe_io_uring()):
+    if name == "io_uring" and (why := _core.probe_io_uring()):
         pytest.skip(f"io_uring: {why}")
     return name
 
