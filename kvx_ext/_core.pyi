@@ -241,6 +241,11 @@ class BlockIndex:
         Length found of each of several prefixes laid end to end, (m,) int64, without touch, pin or hit counters. Raises UsageError when the lengths do not add up to the keys.
         """
 
+    def inspect(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], now_ms: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        What the index knows of every key, (n,) uint8: 0 absent, 1 held, 2 expired, 3 being written. For explaining misses: counts as no use.
+        """
+
     def validate(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Whether references still name the same block, (n,) bool: ask before and after copying bytes without a pin. True for a removed block until its last pin goes.

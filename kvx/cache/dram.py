@@ -133,10 +133,10 @@ class DramTier:
         pool.expiries_s[taken] = now_ms // 1000 + ttl_s if ttl_s else 0
         return reservation
 
-    def has_free(self, pool: DramPool, num_slots: int) -> bool:
-        """Return whether slots are free without evicting anything."""
-        self._grow(pool, num_slots)
-        return pool.index.num_free >= num_slots
+    def num_free(self, pool: DramPool, num_wanted: int) -> int:
+        """Return how many of the slots wanted there are without evicting anything."""
+        self._grow(pool, num_wanted)
+        return min(num_wanted, pool.index.num_free)
 
     def close(self, *, is_abandoned: bool) -> None:
         """Stop prefaulting.

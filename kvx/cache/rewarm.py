@@ -81,9 +81,11 @@ class Rewarm:
         now_ms = self._shared.now_ms()
         keys = keys[~dram_pool.find(keys, now_ms).mask]
         found = pool.find(keys, now_ms, pin=True)
-        keys, found = keys[found.mask], found.only(found.mask)
-        if not len(keys) or not self._shared.dram.has_free(dram_pool, len(keys)):
-            pool.unpin(found)
+        num_free = self._shared.dram.num_free(dram_pool, len(keys))
+        fits = found.mask & (np.cumsum(found.mask) <= num_free)
+        pool.unpin(found.only(found.mask & ~fits))
+        keys, found = keys[fits], found.only(fits)
+        if not len(keys):
             return False
         reservation = self._shared.dram.reserve(
             dram_pool,

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from kvx.cache.pool import Pool
     from kvx.cache.reactor import Reactor
 
+# What `BlockIndex.inspect` answers.
+_HELD, _EXPIRED, _WRITING = 1, 2, 3
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceFacts:
@@ -153,11 +156,22 @@ class Shared:
     ) -> npt.NDArray[np.uint8]:
         """Say why blocks are not served, (n,) uint8 of `MissReason`."""
         reasons = MissReason.of_history(self.history.why(keys))
+        for pool in self.pools_of(block_bytes):
+            condition = pool.index.inspect(keys, self.now_ms())
+            reasons[condition == _EXPIRED] = MissReason.EXPIRED
+            reasons[condition == _WRITING] = MissReason.IN_FLIGHT
         unknown = reasons == MissReason.NEVER_STORED
         if unknown.any():
             reasons[unknown] = self.sightings.explain(hashes[unknown], namespace_id)
         if self.nvme is not None and not self.nvme.is_up():
-            pool = self.nvme.pool_if_any(block_bytes)
-            if pool is not None:
-                reasons[pool.find(keys, self.now_ms()).mask] = MissReason.TIER_DOWN
+            lower = self.nvme.pool_if_any(block_bytes)
+            if lower is not None:
+                held = lower.index.inspect(keys, self.now_ms()) == _HELD
+                reasons[held] = MissReason.TIER_DOWN
         return reasons
+
+    def pools_of(self, block_bytes: int) -> list[Pool]:
+        """Return the pools that blocks of a size may be in, DRAM first."""
+        pools: list[Pool] = [self.dram.pool_for(block_bytes)]
+        lower = self.nvme.pool_if_any(block_bytes) if self.nvme is not None else None
+        return pools if lower is None else [*pools, lower]

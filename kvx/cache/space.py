@@ -246,18 +246,18 @@ class CacheSpace:
         now_ms = shared.now_ms()
         nvme_pool = shared.nvme.pool_if_any(self.block_bytes) if shared.nvme else None
         is_nvme_up = shared.nvme is not None and shared.nvme.is_up()
-        length = 0
-        while True:
-            count = self.dram_pool.index.match(keys[length:], now_ms, False, False)[0]
-            tiers[length : length + count] = TierKind.DRAM
-            length += count
-            if nvme_pool is None or not is_nvme_up or length == len(keys):
-                return length
-            count = nvme_pool.index.match(keys[length:], now_ms, False, False)[0]
-            tiers[length : length + count] = TierKind.NVME
-            length += count
-            if count == 0 or length == len(keys):
-                return length
+        length = self.dram_pool.index.match(keys, now_ms, False, False)[0]
+        tiers[:length] = TierKind.DRAM
+        if nvme_pool is None or not is_nvme_up or length == len(keys):
+            return length
+        rest = keys[length:]
+        in_nvme = nvme_pool.index.lookup(rest, now_ms, False, False)[0]
+        in_dram = self.dram_pool.index.lookup(rest, now_ms, False, False)[0]
+        tiers[length:] = np.where(
+            in_dram, TierKind.DRAM, np.where(in_nvme, TierKind.NVME, TierKind.NONE)
+        )
+        missing = (~(in_dram | in_nvme)).nonzero()[0]
+        return length + (int(missing[0]) if len(missing) else len(rest))
 
     def _select(self, blocks: Blocks, num_blocks: int, *, is_target: bool) -> BlockSelection:
         selection = (

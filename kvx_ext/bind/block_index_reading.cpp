@@ -87,6 +87,15 @@ NumpyRow<bool> validate(BlockIndex& index, const KeyRows& keys, const Slots& slo
   return is_live.numpy<bool>();
 }
 
+NumpyRow<uint8_t> inspect(BlockIndex& index, const KeyRows& keys, uint64_t now_ms) {
+  NewRow<uint8_t> conditions(keys.shape(0));
+  {
+    nb::gil_scoped_release release;
+    index.inspect(view_keys(keys), now_ms, conditions.span());
+  }
+  return conditions.numpy<uint8_t>();
+}
+
 }  // namespace
 
 void bind_index_reading(IndexClass& index) {
@@ -103,6 +112,9 @@ void bind_index_reading(IndexClass& index) {
            "Length found of each of several prefixes laid end to end, (m,) int64, without touch, "
            "pin "
            "or hit counters. Raises UsageError when the lengths do not add up to the keys.")
+      .def("inspect", &inspect, "keys"_a, "now_ms"_a,
+           "What the index knows of every key, (n,) uint8: 0 absent, 1 held, 2 expired, 3 being "
+           "written. For explaining misses: counts as no use.")
       .def("validate", &validate, "keys"_a, "slots"_a, "generations"_a,
            "Whether references still name the same block, (n,) bool: ask before and after copying "
            "bytes without a pin. True for a removed block until its last pin goes.");

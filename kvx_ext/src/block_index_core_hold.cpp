@@ -64,8 +64,7 @@ void BlockIndex::Core::touch(uint32_t slot) {
     order.touch(slot, block.needs_flush());
     return;
   }
-  order.touch_unlinked(slot);
-  block.flags |= kTouchedParked;
+  if (order.touch_unlinked(slot)) block.flags |= kTouchedParked;
 }
 
 void BlockIndex::Core::drop_lease(std::map<int64_t, Lease>::iterator lease) {

@@ -131,4 +131,19 @@ void BlockIndex::validate(std::span<const BlockKey> keys, References references,
   }
 }
 
+void BlockIndex::inspect(std::span<const BlockKey> keys, uint64_t now_ms,
+                         std::span<uint8_t> conditions) {
+  const Call call(*core_);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const uint32_t slot = core_->table.find(keys[i].hash(), keys[i]);
+    KeyCondition condition = KeyCondition::kAbsent;
+    if (slot != kNoSlot) {
+      condition = core_->blocks[slot].state != SlotState::kCommitted ? KeyCondition::kWriting
+                  : core_->is_expired(slot, now_ms)                  ? KeyCondition::kExpired
+                                                                     : KeyCondition::kHeld;
+    }
+    conditions[i] = static_cast<uint8_t>(condition);
+  }
+}
+
 }  // namespace kvx

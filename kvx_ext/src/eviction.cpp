@@ -156,14 +156,15 @@ void EvictionOrder::touch(uint32_t slot, bool is_dirty) {
   link(slot, End::kHot, is_dirty);
 }
 
-void EvictionOrder::touch_unlinked(uint32_t slot) {
-  if (policy_ == EvictionPolicy::kFifo) return;
+bool EvictionOrder::touch_unlinked(uint32_t slot) {
+  if (policy_ == EvictionPolicy::kFifo) return false;
   count_access();
   const bool is_s3 = policy_ == EvictionPolicy::kS3Fifo;
   const uint8_t limit = is_s3 ? kS3FrequencyMax : kFrequencyMax;
   const uint8_t before = frequency(slot);
   links_[slot].frequency = before >= limit ? limit : static_cast<uint8_t>(before + 1);
   if (!is_s3) links_[slot].mark = halvings_;
+  return true;
 }
 
 void EvictionOrder::remember_evicted(uint32_t slot, uint64_t hash) {

@@ -39,8 +39,8 @@ class EvictionOrder {
   void restore(uint32_t slot, uint8_t frequency);
   // REQUIRES: linked.
   void touch(uint32_t slot, bool is_dirty);
-  // The touch of a block that is committed but not linked.
-  void touch_unlinked(uint32_t slot);
+  // The touch of a block that is committed but not linked; false where touches mean nothing.
+  bool touch_unlinked(uint32_t slot);
   void unlink(uint32_t slot);
   // Puts a block that is not linked at an end of its level. REQUIRES: frequency and mark are set.
   void link(uint32_t slot, End end, bool is_dirty);

@@ -126,7 +126,7 @@ def test_restart_warms_dram_with_the_hottest(open_cache: Opener) -> None:
     for _ in range(1000):
         if second.stats()["rewarm"]["is_done"]:
             break
-        space.prefetch(make_hashes(0 + 1)).wait()
+        space.prefetch(hot[:1]).wait()
     assert second.stats()["rewarm"]["blocks_warmed"] > 0
     assert space.match(hot).blocks_in(kvx.TierKind.DRAM) == 20
 
@@ -136,7 +136,8 @@ def test_prefetch_moves_blocks_up(open_cache: Opener) -> None:
     open_space(first := open_cache()).offload(make_hashes(10), make_blocks(10)).wait()
     first.close()
     space = open_space(open_cache())
-    assert len(space.lease(make_hashes(10))) == 0
+    with space.lease(make_hashes(10)) as lease:
+        assert len(lease) == 0
     assert space.prefetch(make_hashes(10)).wait().num_blocks == 10
     assert space.match(make_hashes(10)).blocks_in(kvx.TierKind.DRAM) == 10
 

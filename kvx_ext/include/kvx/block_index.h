@@ -57,6 +57,14 @@ enum class ReserveOutcome : uint8_t {
   kQuota = 4,     // the owner is at its limit and none of its blocks may go
 };
 
+// What an index knows of a key; for explaining misses, not for reading.
+enum class KeyCondition : uint8_t {
+  kAbsent = 0,
+  kHeld = 1,
+  kExpired = 2,  // here still, but past its expiry
+  kWriting = 3,  // reserved, not committed
+};
+
 // Blocks that left, for events: parallel arrays in the order they left.
 struct Removed {
   std::vector<BlockKey> keys;
@@ -179,6 +187,8 @@ class BlockIndex {
   void match_many(std::span<const BlockKey> keys, std::span<const int64_t> lengths, uint64_t now_ms,
                   std::span<int64_t> counts);
   void validate(std::span<const BlockKey> keys, References references, std::span<uint8_t> is_live);
+  // conditions[i] = the KeyCondition of keys[i]. No touch, no pin, no hit counters.
+  void inspect(std::span<const BlockKey> keys, uint64_t now_ms, std::span<uint8_t> conditions);
 
   // --- holding ---
   // Rows that are stale, or would exceed kPinsMax, are left alone and say 0.
