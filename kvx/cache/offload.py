@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
 
-_WINDOW_BYTES = 256 << 20
-_WINDOWS_IN_FLIGHT = 2
+_WINDOW_BYTES = 64 << 20
+_WINDOWS_IN_FLIGHT = 3
 _OUTCOME = _core.ReserveOutcome
 _REASON_OF_OUTCOME = {
     int(_OUTCOME.EXISTS): MissReason.HIT,

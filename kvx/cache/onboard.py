@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 64 << 20
 _WINDOW_SHARE = 4
-_WINDOWS_IN_FLIGHT = 2
+_WINDOWS_IN_FLIGHT = 3
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
 _IN_FLIGHT = int(_core.ReserveOutcome.IN_FLIGHT)
 
@@ -75,21 +75,16 @@ class Onboard(Operation):
         self._was_corrupt = np.zeros(len(keys), np.bool_)
 
     def _launch(self) -> None:
+        window = max(1, _WINDOW_BYTES // self._space.block_bytes)
+        window = min(window, max(1, self._pool.index.num_slots // _WINDOW_SHARE))
         while len(self.waiting) and len(self._steps) < _WINDOWS_IN_FLIGHT:
             before = len(self.waiting)
-            window = max(1, _WINDOW_BYTES // self._space.block_bytes)
-            window = min(window, max(1, self._pool.index.num_slots // _WINDOW_SHARE))
-            # What DRAM holds needs no slot, so all of it goes in the first window.
-            found = self._pool.find(
-                self._keys[self.waiting], self.shared.now_ms(), touch=True, pin=True
-            )
-            hits = self.waiting[found.mask]
-            absent = self.waiting[~found.mask]
-            self.waiting = absent[window:]
-            if len(hits):
-                self._copy_out(hits, found.only(found.mask))
-            if len(absent):
-                self._read(absent[:window])
+            rows, self.waiting = self.waiting[:window], self.waiting[window:]
+            found = self._pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
+            if found.mask.any():
+                self._copy_out(rows[found.mask], found.only(found.mask))
+            if not found.mask.all():
+                self._read(rows[~found.mask])
             if len(self.waiting) >= before:
                 return
 

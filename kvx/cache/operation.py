@@ -71,7 +71,7 @@ class Operation:
             step = self._steps[0] if self._steps else None
         if step is None:
             self.transfer.wait_finished(min(timeout_s, self._remaining_s() + _WAIT_SLICE_S))
-        elif step.job.wait(timeout_s) and not step.advance():
+        elif not step.wait(timeout_s):
             self.transfer.wait_finished(_WAIT_SLICE_S)
         self.pump()
 

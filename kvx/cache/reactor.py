@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _COMPLETIONS_MAX = 256
 _IDLE_S = 1.0
+_LEFT_TO_WAITER_S = 0.005
 
 
 @dataclass(slots=True, eq=False)
@@ -41,8 +42,25 @@ class Step:
     give_up: Callable[[_core.Job], None]
     keep: object = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    num_waiters: int = 0
     is_given_up: bool = False
     is_settled: bool = False
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the job and settle it on this thread; True if that was done here and now.
+
+        While somebody waits the reactor leaves the job to them: two threads that settle in turn
+        would fight for the interpreter lock.
+        """
+        with self.lock:
+            self.num_waiters += 1
+        try:
+            self.job.wait(timeout_s)
+        finally:
+            with self.lock:
+                self.num_waiters -= 1
+        was_settled = self.is_settled
+        return self.advance() and not was_settled
 
     def advance(self) -> bool:
         """Do what the job's state calls for; True once settled. Any thread, any number of times."""
@@ -126,19 +144,26 @@ class Reactor:
             for job_id in ids.tolist():
                 with self._lock:
                     step = self._steps.get(job_id)
-                if step is not None and self._advance(step):
-                    with self._lock:
-                        self._steps.pop(job_id, None)
+                if step is not None:
+                    self._settle(step)
             self._run_timers()
             if self._is_closing and (self.num_unsettled == 0 or self._must_stop):
                 return
 
-    def _advance(self, step: Step) -> bool:
+    def _settle(self, step: Step) -> None:
+        """Settle a job that ended, unless somebody waits for it: then look again soon."""
+        if step.num_waiters > 0 and not step.is_settled:
+            self.call_later(_LEFT_TO_WAITER_S, lambda: self._settle(step))
+            return
         try:
-            return step.advance()
+            is_settled = step.advance()
         except Exception:
+            # Its transfer ends by its deadline; the thread must go on for all the others.
             _log.exception("settling job %d failed", step.job.id)
-            return True
+            is_settled = True
+        if is_settled:
+            with self._lock:
+                self._steps.pop(step.job.id, None)
 
     def _idle_s(self) -> float:
         with self._lock:
