@@ -184,7 +184,8 @@ class BlockSelection:
         """
         if not self.view.is_writable:
             raise UsageError("the target is read-only; pass writable memory")
-        if len(np.unique(self.ids)) != len(self.ids):
+        is_ascending = bool((self.ids[1:] > self.ids[:-1]).all())
+        if not is_ascending and len(np.unique(self.ids)) != len(self.ids):
             raise UsageError("a target block is named twice; each may be written once")
 
 

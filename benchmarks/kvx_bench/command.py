@@ -61,6 +61,9 @@ def run(options: argparse.Namespace) -> int:
                     rows.append(row)
                     status.update(f"{name}: {row.key} done")
     console.print(_table(rows))
+    for row in rows:
+        if row.note:
+            console.print(f"[dim]{row.key}: {row.note}[/]", soft_wrap=True)
     if options.json is not None:
         report = {"machine": describe_machine(), "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -69,7 +72,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("key", "GB/s", "M/s", "limit", "ratio", "CPU s/GB", "p50 us", "p99 us", "note")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    for heading in ("GB/s", "M/s", "limit", "ratio", "CPU s/GB", "p50 us", "p99 us"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         limit = row.limit if row.per_s is None or row.limit is None else row.limit / 1e6
         table.add_row(
@@ -81,7 +87,6 @@ def _table(rows: list[Row]) -> Table:
             _number(row.cpu_s_per_gb, 3),
             _number(row.p50_us, 1),
             _number(row.p99_us, 1),
-            row.note,
         )
     return table
 

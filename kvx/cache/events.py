@@ -32,13 +32,13 @@ class BlockStored(msgspec.Struct, frozen=True, tag=True, array_like=True):
         sequence: Number of the event.
         tier: Its name.
         namespace: Fingerprint of their namespace, 16 bytes.
-        keys: 16 bytes each.
+        keys: 16 bytes of each block, one after the other.
     """
 
     sequence: int
     tier: str
     namespace: bytes
-    keys: tuple[bytes, ...]
+    keys: bytes
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -48,13 +48,13 @@ class BlockRemoved(msgspec.Struct, frozen=True, tag=True, array_like=True):
         sequence: Number of the event.
         tier: Its name.
         reason: Why, as `MissReason` names it.
-        keys: 16 bytes each.
+        keys: 16 bytes of each block, one after the other.
     """
 
     sequence: int
     tier: str
     reason: str
-    keys: tuple[bytes, ...]
+    keys: bytes
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -118,13 +118,13 @@ class EventLog:
 
     def stored(self, keys: npt.NDArray[np.uint8], tier: str, namespace: bytes) -> None:
         """Publish that a tier holds (n, 16) uint8 keys now."""
-        rows = _rows(keys)
-        self._publish(lambda sequence: BlockStored(sequence, tier, namespace, rows))
+        packed = keys.tobytes()
+        self._publish(lambda sequence: BlockStored(sequence, tier, namespace, packed))
 
     def removed(self, keys: npt.NDArray[np.uint8], tier: str, reason: MissReason) -> None:
         """Publish that a tier does not hold (n, 16) uint8 keys any more."""
-        rows = _rows(keys)
-        self._publish(lambda sequence: BlockRemoved(sequence, tier, reason.name.lower(), rows))
+        packed = keys.tobytes()
+        self._publish(lambda sequence: BlockRemoved(sequence, tier, reason.name.lower(), packed))
 
     def cleared(self) -> None:
         """Publish that the cache was emptied."""
@@ -181,8 +181,3 @@ class EventLog:
             listeners = list(self._listeners)
         for listener in listeners:
             listener(event)
-
-
-def _rows(keys: npt.NDArray[np.uint8]) -> tuple[bytes, ...]:
-    packed = keys.tobytes()
-    return tuple(packed[at : at + 16] for at in range(0, len(packed), 16))

@@ -2,6 +2,8 @@
 
 NB_MODULE(_core, module) {
   module.doc() = "Native core of kvx: memory, copies with checksums, block index and file I/O.";
+  // A cache that is still open at exit is reported by ResourceWarning, with less noise.
+  nanobind::set_leak_warnings(false);
   kvx::bind::bind_memory(module);
   kvx::bind::bind_checksum(module);
   kvx::bind::bind_digest(module);
