@@ -37,7 +37,7 @@ def as_hash_array(hashes: Sequence[bytes] | npt.NDArray[np.uint8]) -> npt.NDArra
             )
         array = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1)
     if array.dtype != np.uint8 or array.ndim != 2 or len(array) == 0:  # noqa: PLR2004
-        raise UsageError(f"hashes must be (n, k) uint8 with n >= 1, not {array.shape} {array.dtype}")
+        raise UsageError(f"hashes must be (n >= 1, k) uint8, not {array.shape} {array.dtype}")
     if not 1 <= array.shape[1] <= HASH_BYTES_MAX:
         raise UsageError(f"a hash has 1 to {HASH_BYTES_MAX} bytes, not {array.shape[1]}")
     return np.ascontiguousarray(array)

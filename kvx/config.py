@@ -85,7 +85,7 @@ def _setting(
     is_secret: bool = False,
 ) -> object:
     setting = Setting(minimum=minimum, maximum=maximum, is_secret=is_secret)
-    return field(default=default, metadata={"setting": setting}, repr=not is_secret)  # type: ignore[call-overload]
+    return field(default=default, metadata={"setting": setting}, repr=not is_secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ class CacheConfig:
             ConfigError: Unknown key or malformed value; names the key, the value, what is accepted.
         """
         plain = source if isinstance(source, cls | Mapping) else _read(source)
-        return _with_environment(decode(cls, plain), os.environ)
+        return decode(cls, _with_environment(decode(cls, plain), os.environ))
 
     @property
     def dram(self) -> DramTierConfig:
@@ -323,7 +323,8 @@ def _read(source: object) -> object:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> CacheConfig:
+def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> dict[str, object]:
+    """Return the configuration as a mapping with the overrides in it."""
     top = {
         name: environment[f"KVX_{name.upper()}"]
         for name in ("io_backend", "copy_threads", "deadline_s")
@@ -349,7 +350,7 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> Ca
         dataclasses.replace(tenant, salt=environment.get(_salt_variable(tenant), tenant.salt))
         for tenant in config.tenants
     ]
-    return decode(CacheConfig, plain)
+    return plain
 
 
 def _number(text: str) -> object:

@@ -1,7 +1,7 @@
 """A namespace: everything two blocks must agree on, beside their hash, to be the same block.
 
-Engines' block hashes cover tokens, not model, dtype, layout, parallel rank or tenant. kvx puts all of
-that into a 16-byte fingerprint and every block's key is a digest under it, so a block of another
+Engines' block hashes cover tokens, not model, dtype, layout, parallel rank or tenant. kvx puts all
+of that into a 16-byte fingerprint and every block's key is a digest under it, so a block of another
 model can never be found, let alone served.
 """
 

@@ -167,7 +167,9 @@ def _plain(name: str, value: object, *, is_masked: bool) -> object:
     return value
 
 
-def _convert(key: str, value: object, hint: object, setting: Setting) -> object:
+def _convert(  # noqa: C901 - one branch for each type there is
+    key: str, value: object, hint: object, setting: Setting
+) -> object:
     hint, is_optional = _without_none(hint)
     if value is None and is_optional:
         return None
@@ -202,6 +204,7 @@ def _convert_enum(key: str, value: object, hint: type[StrEnum]) -> StrEnum:
 
 
 def _convert_number(key: str, value: object, *, is_float: bool, setting: Setting) -> float:
+    number: float
     if key.endswith("_bytes") or isinstance(value, str):
         number = _convert_size(key, value)
     elif isinstance(value, bool) or not isinstance(value, int | float):

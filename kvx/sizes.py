@@ -35,6 +35,7 @@ def parse_bytes(value: int | str) -> int:
         raise UsageError(f"{value!r} is not a size; accepted: {ACCEPTED}")
     whole, _, fraction = found[1].partition(".")
     # In integers, because a float loses bytes above 8 PiB.
+    scaled: int
     scaled, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
     if rest:
         raise UsageError(f"{value!r} is not a whole number of bytes")

@@ -42,9 +42,7 @@ class Admission:
         self._budget_bytes = float(self._bytes_per_day or 0)
         self._filled_at_s = clock()
 
-    def accept(
-        self, keys: npt.NDArray[np.uint8], block_bytes: int
-    ) -> npt.NDArray[np.bool_]:
+    def accept(self, keys: npt.NDArray[np.uint8], block_bytes: int) -> npt.NDArray[np.bool_]:
         """Return (n,) bool: which of (n, 16) uint8 keys to write; earlier keys go first."""
         accepted = np.ones(len(keys), np.bool_)
         with self._lock:

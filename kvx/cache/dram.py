@@ -114,7 +114,7 @@ class DramTier:
                     pool.add_memory(extent)
             return pool
 
-    def reserve(  # noqa: PLR0913 - one argument for each fact of the batch
+    def reserve(
         self,
         pool: DramPool,
         keys: npt.NDArray[np.uint8],

@@ -1,8 +1,8 @@
 """What the cache stored and removed, in order: for routers, indexes and tests.
 
-Every event has a sequence number, one higher than the one before. A subscriber that missed some asks
-for a replay; when the log does not reach back that far, it starts over from a snapshot. The cache
-never waits for a subscriber.
+Every event has a sequence number, one higher than the one before. A subscriber that missed some
+asks for a replay; when the log does not reach back that far, it starts over from a snapshot. The
+cache never waits for a subscriber.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True, array_like=True):
 Event = BlockStored | BlockRemoved | AllBlocksCleared
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Event)
+_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
 def encode_event(event: Event) -> bytes:

@@ -113,9 +113,9 @@ class Flusher:
                 self.make_room()
                 if self.num_dirty == 0 and self._in_flight == 0 and not self._is_writing_records:
                     break
-                if not self._idle.wait(min(0.05, max(0.0, end - time.monotonic()))):
-                    if time.monotonic() >= end:
-                        return False
+                is_woken = self._idle.wait(min(0.05, max(0.0, end - time.monotonic())))
+                if not is_woken and time.monotonic() >= end:
+                    return False
             return True
 
     def write_records(self) -> None:
@@ -208,7 +208,7 @@ class Flusher:
             rows = (owners == owner) & (expiries_s == expiry_s)
             ttl_s = max(1, expiry_s - now_ms // 1000) if expiry_s else 0
             outcome, slots, generations, evicted = batch.nvme_pool.index.reserve(
-                batch.keys[rows], owner, False, ttl_s, now_ms
+                batch.keys[rows], owner, is_dirty=False, ttl_s=ttl_s, now_ms=now_ms
             )
             outcomes[rows] = outcome
             batch.slots[rows] = slots
@@ -233,9 +233,7 @@ class Flusher:
         self._in_flight += 1
         self._shared.reactor.submit(
             lambda: Step(
-                self._shared.engine.write(
-                    fds, offsets, addresses, sizes, sync, self._deadline_s
-                ),
+                self._shared.engine.write(fds, offsets, addresses, sizes, sync, self._deadline_s),
                 settle=lambda job: self._settle_payloads(job, batch),
                 give_up=lambda job: self._nvme.note_outcome(job.codes(), job.errnos()),
                 keep=self._shared.dram,
@@ -276,9 +274,7 @@ class Flusher:
             ),
         )
 
-    def _settle_records(
-        self, job: _core.Job, batches: list[_Batch], writes: RecordWrites
-    ) -> None:
+    def _settle_records(self, job: _core.Job, batches: list[_Batch], writes: RecordWrites) -> None:
         codes = job.codes()
         self._nvme.note_outcome(codes, job.errnos())
         failed = codes[: len(writes)] != Code.OK

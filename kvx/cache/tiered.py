@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.events import EventLog
-    from kvx.namespace import Namespace
     from kvx.cache.pool import Pool
     from kvx.cache.shared import Shared
     from kvx.metrics import Registry
+    from kvx.namespace import Namespace
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
@@ -130,7 +130,7 @@ class TieredCache:
         return space
 
     def clear(self) -> int:
-        """Forget every block in every tier; returns how many there were. Pinned ones go at unpin."""
+        """Forget every block in every tier, pinned ones at unpin; returns how many there were."""
         self._check_open()
         count = 0
         for tier, pool in self._pools():

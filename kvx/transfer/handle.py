@@ -35,7 +35,7 @@ class Driver(Protocol):
     """Whoever moves the bytes of a transfer."""
 
     def drive(self, timeout_s: float) -> None:
-        """Help the transfer along on the caller's thread for at most `timeout_s`; may return early."""
+        """Help the transfer along on the caller's thread, for at most about `timeout_s`."""
 
     def cancel(self) -> None:
         """Stop what has not begun; the transfer becomes terminal soon."""
@@ -115,7 +115,10 @@ class Transfer(Generic[ResultT]):
             if not future.done():
                 future.set_result(None)
 
-        self.add_done_callback(lambda: loop.call_soon_threadsafe(wake))
+        def wake_from_any_thread() -> None:
+            loop.call_soon_threadsafe(wake)
+
+        self.add_done_callback(wake_from_any_thread)
         yield from future
         return self._outcome()
 
@@ -195,9 +198,7 @@ def wait_all(transfers: list[Transfer[ResultT]], timeout_s: float | None = None)
     first_error: KvxError | None = None
     for transfer in transfers:
         try:
-            results.append(
-                transfer.wait(None if end is None else max(0.0, end - time.monotonic()))
-            )
+            results.append(transfer.wait(None if end is None else max(0.0, end - time.monotonic())))
         except KvxError as error:
             first_error = first_error or error
     if first_error is not None:

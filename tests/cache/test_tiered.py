@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import kvx
-from tests.cache.conftest import BLOCK_BYTES, make_blocks, make_hashes, open_space
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-Opener = "Callable[..., kvx.TieredCache]"
+from tests.cache.conftest import BLOCK_BYTES, Opener, make_blocks, make_hashes, open_space
 
 
 def test_what_was_offloaded_comes_back(open_cache: Opener) -> None:
@@ -218,7 +212,9 @@ def test_sizes_and_namespaces_share_one_cache(open_cache: Opener) -> None:
     sizes = [4096, 5000, 65536, 1 << 20]
     for size in sizes:
         space = open_space(cache, block_bytes=size)
-        assert space.offload(make_hashes(4), make_blocks(4, block_bytes=size)).wait().num_blocks == 4
+        assert (
+            space.offload(make_hashes(4), make_blocks(4, block_bytes=size)).wait().num_blocks == 4
+        )
     for size in sizes:
         target = np.zeros((4, size), np.uint8)
         space = open_space(cache, block_bytes=size)
@@ -247,7 +243,7 @@ def test_arguments_that_do_not_fit_are_refused(open_cache: Opener) -> None:
         space.offload(make_hashes(2), make_blocks(2, block_bytes=4096))
     frozen = make_blocks(2)
     frozen.flags.writeable = False
-    with pytest.raises(kvx.UsageError, match="read-only|writ"):
+    with pytest.raises(kvx.UsageError, match="read-only"):
         space.onboard(make_hashes(2), frozen)
     assert space.match(make_hashes(3)).num_blocks == 0
 

@@ -95,7 +95,7 @@ class Runner:
         self._answers: dict[str, list[str]] = {}
 
     def run(self, way: str, prefix_cache: KvxPrefixCache | None) -> Iterator[Report]:
-        """Yield a report for every turn; the answers of the first way are what the user replies to."""
+        """Yield a report for every turn; the user replies to the answers of the first way."""
         for conversation in conversations(NUM_CONVERSATIONS, NUM_TURNS):
             answers = self._answers.setdefault(conversation.title, [])
             for turn in range(NUM_TURNS):
