@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from kvx_server.demo.child import NUM_CONVERSATIONS, NUM_TURNS, Report
 
 _WAYS = {
-    "cold": "recomputed",
-    "first": "as it comes",
-    "dram": "from DRAM",
-    "nvme": "from NVMe",
-    "restart": "killed, restarted",
-    "damaged": "disk damaged",
+    "cold": "re-\ncomputed",
+    "first": "as it\ncomes",
+    "dram": "from\nDRAM",
+    "nvme": "from\nNVMe",
+    "restart": "after\nkill -9",
+    "damaged": "disk\ndamaged",
 }
 # What must serve the turns of a way: the tiers, of which at least one has to appear.
 _SERVED_BY = {"dram": {"DRAM"}, "nvme": {"NVME", "DRAM"}, "restart": {"NVME", "DRAM"}}
@@ -36,10 +37,14 @@ class Board:
 
     def render(self) -> Table:
         """Return the table as it stands."""
-        table = Table(title="time to first token, ms (tokens reused)", title_justify="left")
-        table.add_column("conversation")
-        table.add_column("turn", justify="right")
-        table.add_column("prompt", justify="right")
+        table = Table(
+            title="Time to first token in ms, and below it the tokens reused from each tier",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1),
+        )
+        table.add_column("topic, turn", no_wrap=True)
+        table.add_column("prompt\ntokens", justify="right")
         for heading in _WAYS.values():
             table.add_column(heading, justify="right")
         table.add_column("tokens")
@@ -47,25 +52,25 @@ class Board:
             cold = turn["cold"]
             cells = [_cell(turn.get(way)) for way in _WAYS]
             same = all(report.tokens == cold.tokens for report in turn.values())
-            verdict = "[green]identical[/]" if same else "[red]DIFFERENT[/]"
-            table.add_row(title, str(number), str(cold.prompt_tokens), *cells, verdict)
+            verdict = "[green]same[/]" if same else "[red]DIFFER[/]"
+            table.add_row(f"{title} {number}", str(cold.prompt_tokens), *cells, verdict)
         return table
 
     def problems(self) -> list[str]:
         """Return what is not as it must be, one sentence each."""
         found = []
         expected = NUM_CONVERSATIONS * NUM_TURNS
-        for way, heading in _WAYS.items():
+        for way in _WAYS:
             count = sum(way in turn for turn in self._reports.values())
             if count != expected:
-                found.append(f"{heading}: {count} of {expected} turns were run")
+                found.append(f"{_name(way)}: {count} of {expected} turns were run")
         for (title, number), turn in self._reports.items():
             for way, report in turn.items():
                 if report.tokens != turn["cold"].tokens:
-                    found.append(f"{title} turn {number}, {_WAYS[way]}: other tokens than cold")
+                    found.append(f"{title} turn {number}, {_name(way)}: other tokens than cold")
                 if way in _SERVED_BY and not _SERVED_BY[way] & set(report.reused):
                     found.append(
-                        f"{title} turn {number}, {_WAYS[way]}: nothing reused ({report.reason})"
+                        f"{title} turn {number}, {_name(way)}: nothing reused ({report.reason})"
                     )
             damaged = turn.get("damaged")
             if damaged is not None and number == 1 and damaged.reused:
@@ -99,10 +104,15 @@ class Board:
         )
 
 
+def _name(way: str) -> str:
+    return _WAYS[way].replace("-\n", "").replace("\n", " ")
+
+
 def _cell(report: Report | None) -> str:
     if report is None:
         return ""
-    reused = ", ".join(f"{count} {tier}" for tier, count in report.reused.items())
-    if not reused and report.way == "damaged":
-        reused = report.reason
-    return f"{report.ttft_s * 1e3:.0f}" + (f" ({reused})" if reused else "")
+    lines = [f"{report.ttft_s * 1e3:.0f}"]
+    lines += [f"[dim]{count} {tier.lower()}[/]" for tier, count in report.reused.items()]
+    if not report.reused and report.way == "damaged":
+        lines.append(f"[dim]{report.reason}[/]")
+    return "\n".join(lines)
