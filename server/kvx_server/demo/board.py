@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from kvx_server.demo.child import NUM_CONVERSATIONS, NUM_TURNS, Report
+from kvx_server.demo.child import NUM_CONVERSATIONS, NUM_TURNS, SCRAMBLED, Report
 
 _WAYS = {
     "cold": "re-\ncomputed",
@@ -26,9 +26,13 @@ class Board:
         """Start empty."""
         self._reports: dict[tuple[str, int], dict[str, Report]] = {}
         self._repeated: list[Report] = []
+        self._scrambled = ""
 
     def add(self, report: Report) -> None:
         """Take a report in; the cold runs of later processes are only compared."""
+        if report.way == SCRAMBLED:
+            self._scrambled = report.text
+            return
         turn = self._reports.setdefault((report.title, report.turn), {})
         if report.way in turn:
             self._repeated.append(report)
@@ -38,16 +42,16 @@ class Board:
     def render(self) -> Table:
         """Return the table as it stands."""
         table = Table(
-            title="Time to first token in ms, and below it the tokens reused from each tier",
+            title="Time to first token, ms; below it the tokens reused from DRAM (D) and NVMe (N)",
             title_justify="left",
             box=box.SIMPLE_HEAD,
             padding=(0, 1),
         )
         table.add_column("topic, turn", no_wrap=True)
-        table.add_column("prompt\ntokens", justify="right")
+        table.add_column("prompt", justify="right", no_wrap=True)
         for heading in _WAYS.values():
-            table.add_column(heading, justify="right")
-        table.add_column("tokens")
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("tokens", no_wrap=True)
         for (title, number), turn in self._reports.items():
             cold = turn["cold"]
             cells = [_cell(turn.get(way)) for way in _WAYS]
@@ -82,10 +86,10 @@ class Board:
         ]
         return found
 
-    def sample(self) -> str:
-        """Return what the model answered in the last turn."""
+    def samples(self) -> tuple[str, str]:
+        """Return what the model answered in the last turn: from verified and from damaged KV."""
         last = list(self._reports.values())[-1]
-        return next(iter(last.values())).text
+        return next(iter(last.values())).text, self._scrambled
 
     def verdict(self, *, is_good: bool) -> str:
         """Return the one line that says what was shown."""
@@ -112,7 +116,7 @@ def _cell(report: Report | None) -> str:
     if report is None:
         return ""
     lines = [f"{report.ttft_s * 1e3:.0f}"]
-    lines += [f"[dim]{count} {tier.lower()}[/]" for tier, count in report.reused.items()]
+    lines += [f"[dim]{count} {tier[0]}[/]" for tier, count in report.reused.items()]
     if not report.reused and report.way == "damaged":
         lines.append(f"[dim]{report.reason}[/]")
     return "\n".join(lines)

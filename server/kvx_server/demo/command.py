@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> int:
     problems = board.problems()
     for problem in problems:
         console.print(f"[red]{problem}[/]")
-    console.print(f"\nsample answer: {board.sample()!r}")
+    answer, scrambled = board.samples()
+    console.print(f"the last answer, from verified KV:      {answer!r}")
+    console.print(f"from the same KV, damaged and unverified: {scrambled!r}")
     console.print(board.verdict(is_good=not problems))
     return 1 if problems else 0
 
