@@ -8,12 +8,12 @@ from rich.table import Table
 from kvx_server.demo.child import NUM_CONVERSATIONS, NUM_TURNS, SCRAMBLED, Report
 
 _WAYS = {
-    "cold": "re-\ncomputed",
-    "first": "as it\ncomes",
-    "dram": "from\nDRAM",
-    "nvme": "from\nNVMe",
-    "restart": "after\nkill -9",
-    "damaged": "disk\ndamaged",
+    "cold": "recomp.",
+    "first": "growing",
+    "dram": "DRAM",
+    "nvme": "NVMe",
+    "restart": "kill -9",
+    "damaged": "damaged",
 }
 # What must serve the turns of a way: the tiers, of which at least one has to appear.
 _SERVED_BY = {"dram": {"DRAM"}, "nvme": {"NVME", "DRAM"}, "restart": {"NVME", "DRAM"}}
@@ -45,7 +45,8 @@ class Board:
             title="Time to first token, ms; below it the tokens reused from DRAM (D) and NVMe (N)",
             title_justify="left",
             box=box.SIMPLE_HEAD,
-            padding=(0, 1),
+            padding=(0, 0, 0, 1),
+            pad_edge=False,
         )
         table.add_column("topic, turn", no_wrap=True)
         table.add_column("prompt", justify="right", no_wrap=True)
@@ -67,14 +68,14 @@ class Board:
         for way in _WAYS:
             count = sum(way in turn for turn in self._reports.values())
             if count != expected:
-                found.append(f"{_name(way)}: {count} of {expected} turns were run")
+                found.append(f"{_WAYS[way]}: {count} of {expected} turns were run")
         for (title, number), turn in self._reports.items():
             for way, report in turn.items():
                 if report.tokens != turn["cold"].tokens:
-                    found.append(f"{title} turn {number}, {_name(way)}: other tokens than cold")
+                    found.append(f"{title} turn {number}, {_WAYS[way]}: other tokens than cold")
                 if way in _SERVED_BY and not _SERVED_BY[way] & set(report.reused):
                     found.append(
-                        f"{title} turn {number}, {_name(way)}: nothing reused ({report.reason})"
+                        f"{title} turn {number}, {_WAYS[way]}: nothing reused ({report.reason})"
                     )
             damaged = turn.get("damaged")
             if damaged is not None and number == 1 and damaged.reused:
@@ -106,10 +107,6 @@ class Board:
             f"{mean_ms('dram'):.0f} ms from DRAM, {mean_ms('nvme'):.0f} ms from NVMe, "
             f"{mean_ms('restart'):.0f} ms after kill -9; every damaged block was found out."
         )
-
-
-def _name(way: str) -> str:
-    return _WAYS[way].replace("-\n", "").replace("\n", " ")
 
 
 def _cell(report: Report | None) -> str:
