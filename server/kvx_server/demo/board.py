@@ -58,17 +58,17 @@ class Board:
             cells = [_cell(turn.get(way)) for way in _WAYS]
             same = all(report.tokens == cold.tokens for report in turn.values())
             verdict = "[green]same[/]" if same else "[red]DIFFER[/]"
-            table.add_row(f"{title} {number}", str(cold.prompt_tokens), *cells, verdict)
+            table.add_row(f"{title[:10]} {number}", str(cold.prompt_tokens), *cells, verdict)
         return table
 
     def problems(self) -> list[str]:
         """Return what is not as it must be, one sentence each."""
         found = []
         expected = NUM_CONVERSATIONS * NUM_TURNS
-        for way in _WAYS:
+        for way, heading in _WAYS.items():
             count = sum(way in turn for turn in self._reports.values())
             if count != expected:
-                found.append(f"{_WAYS[way]}: {count} of {expected} turns were run")
+                found.append(f"{heading}: {count} of {expected} turns were run")
         for (title, number), turn in self._reports.items():
             for way, report in turn.items():
                 if report.tokens != turn["cold"].tokens:

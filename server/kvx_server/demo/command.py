@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LEGEND = (
-    "recomp.: without a cache; growing: as the conversation goes on; DRAM, NVMe: the prompt again, "
-    "served from there;\nkill -9: by a new process after the old one was killed; damaged: after one "
-    "bit of every block on disk was flipped"
+    "recomp.: without a cache; growing: as the conversation goes on; DRAM, NVMe: the same prompt "
+    "again, served from there; kill -9: by a new process after the old one was killed; damaged: "
+    "after one bit of every block on disk was flipped"
 )
 
 HELP = "conversations over long text: KV from DRAM, from NVMe, after kill -9, and damaged"
