@@ -190,10 +190,6 @@ class TenantConfig:
     dram_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
     nvme_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
 
-    def quota_bytes(self, tier: str) -> int | None:
-        """Return the quota in a tier given by name."""
-        return {"dram": self.dram_quota_bytes, "nvme": self.nvme_quota_bytes}.get(tier)
-
 
 def _tiers(source: object) -> tuple[DramTierConfig | NvmeTierConfig, ...]:
     """Decode the list of tiers by their kind; DRAM comes first and each kind at most once."""

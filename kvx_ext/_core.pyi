@@ -516,7 +516,7 @@ class Engine:
     def quarantined_bytes(self) -> int:
         """Bytes of the jobs in quarantine."""
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, object]:
         """Counters by kind of job and by state, queue lengths, late I/O."""
 
     def close(self, timeout_s: float) -> dict[str, int]:

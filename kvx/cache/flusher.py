@@ -91,6 +91,24 @@ class Flusher:
         """Call `listener(keys, is_durable)` whenever blocks stop being dirty."""
         self._listeners.append(listener)
 
+    def forget(self, listener: Callable[[npt.NDArray[np.uint8], bool], None]) -> None:
+        """Stop calling a listener."""
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+    @property
+    def confirms_each(self) -> bool:
+        """Whether an offload has to wait until its blocks are on NVMe."""
+        return self._durability is Durability.EACH
+
+    def holds(self, keys: npt.NDArray[np.uint8], block_bytes: int) -> npt.NDArray[np.bool_]:
+        """Return (n,) bool: which blocks are on NVMe already."""
+        pool = self._nvme.pool_if_any(block_bytes)
+        if pool is None:
+            return np.zeros(len(keys), np.bool_)
+        return pool.find(keys, self._shared.now_ms()).mask
+
     def make_room(self) -> None:
         """Flush whatever the write mode: somebody needs the slots."""
         self._wants_all = True
@@ -308,8 +326,15 @@ class Flusher:
         index.mark_clean(batch.dram_slots, batch.dram_generations)
         index.unpin(batch.dram_slots, batch.dram_generations)
         self._shared.instruments.note_flush(reason, len(batch.keys))
-        for listener in self._listeners:
-            listener(batch.keys, reason is MissReason.HIT)
+        if self._listeners:
+            # Later, without our lock: listeners have locks of their own, and call us under them.
+            self._shared.reactor.call_later(0.0, lambda: self._tell(batch.keys, reason))
+
+    def _tell(self, keys: npt.NDArray[np.uint8], reason: MissReason) -> None:
+        with self._lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(keys, reason is MissReason.HIT)
 
     def _note_idle(self) -> None:
         if self.num_dirty == 0:

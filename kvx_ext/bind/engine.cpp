@@ -175,7 +175,7 @@ void bind_engine(nb::module_& module) {
           "quarantined_bytes",
           [](PyEngine& self) { return self.engine->stats().quarantined_bytes; },
           "Bytes of the jobs in quarantine.")
-      .def("stats", &stats, nb::sig("def stats(self) -> dict[str, int]"),
+      .def("stats", &stats, nb::sig("def stats(self) -> dict[str, object]"),
            "Counters by kind of job and by state, queue lengths, late I/O.")
       .def("close", &close_engine, "timeout_s"_a,
            nb::sig("def close(self, timeout_s: float) -> dict[str, int]"),
