@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import kvx
 from kvx.cache.assembly import FaultInjection
 from kvx.cache.events import BlockRemoved
+from kvx_ext import _core
 from tests.cache.conftest import make_blocks, make_hashes, open_space
 from tests.sim.journal import FileId, Journal, file_id
 
@@ -206,6 +208,19 @@ def step(
     else:
         return cache.flush(10.0)
     return False
+
+
+def keep_busy(path: Path, shape: Shape, seed: int, ready: Connection) -> None:
+    """Work on a store under faults until killed; says when the store is open. For a process."""
+    rng = random.Random(f"child {seed}")
+    failpoints = _core.Failpoints()
+    failpoints.set("any", "delay", probability=0.3, seed=seed, delay_s=rng.uniform(0.0, 0.005))
+    for action in ("eio", "short", "torn", "flip", "drop"):
+        failpoints.set("write", action, probability=rng.choice((0.0, 0.02, 0.1)), seed=seed)
+    with shape.open(path, faults=FaultInjection(failpoints)) as cache:
+        ready.send(seed)
+        while True:
+            step(cache, shape, rng)
 
 
 def judge(
