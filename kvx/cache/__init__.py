@@ -1,0 +1,1 @@
+"""Which block is where: tiers, pools, flushing, recovery, events and reasons."""
