@@ -10,7 +10,7 @@ from kvx.errors import UsageError
 
 ACCEPTED = 'a number of bytes or a size such as 4096, "512MB", "8GiB" or "1.5TiB"'
 
-_UNITS = {"": 1, "b": 1} | {
+_UNITS: dict[str, int] = {"": 1, "b": 1} | {
     f"{prefix}{word}": base**power
     for word, base in (("ib", 1024), ("b", 1000))
     for power, prefix in enumerate("kmgtp", start=1)
