@@ -91,9 +91,7 @@ class KVLayout:
 class BlockView:
     """An engine's paged KV cache, block by block. Keeps the memory alive; copies nothing."""
 
-    def __init__(
-        self, layout: KVLayout, planes: Sequence[npt.NDArray[np.uint8]]
-    ) -> None:
+    def __init__(self, layout: KVLayout, planes: Sequence[npt.NDArray[np.uint8]]) -> None:
         """View planes of host memory.
 
         Args:
@@ -111,10 +109,7 @@ class BlockView:
         self._planes = [_checked(plane, layout.plane_bytes) for plane in planes]
         self.num_blocks = min(len(plane) for plane in self._planes)
         self.planes = np.array(
-            [
-                (plane.ctypes.data, plane.strides[0], layout.plane_bytes)
-                for plane in self._planes
-            ],
+            [(plane.ctypes.data, plane.strides[0], layout.plane_bytes) for plane in self._planes],
             np.int64,
         )
 
@@ -126,7 +121,9 @@ class BlockView:
             UsageError: It has another shape or dtype.
         """
         if not isinstance(blocks, np.ndarray) or blocks.ndim != 2:  # noqa: PLR2004
-            raise UsageError(f"blocks must be an (n, block_bytes) uint8 array, not {_shown(blocks)}")
+            raise UsageError(
+                f"blocks must be an (n, block_bytes) uint8 array, not {_shown(blocks)}"
+            )
         return cls(KVLayout.opaque(blocks.shape[1]), [blocks])
 
     def slots(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> BlockSelection:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 class Breaker:
     """Thread-safe; `allow` costs a lock."""
 
-    def __init__(
-        self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         """Start closed."""
         self.reset_s = config.reset_s
         self._failures_max = config.failures
