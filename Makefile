@@ -19,13 +19,19 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
+# What pyproject.toml asks for to build; in the venv itself, so that rebuilding is incremental.
+BUILD_REQUIRES := 'setuptools>=77' 'nanobind>=3.1,<4' 'cmake>=3.26' ninja
+INSTALL := $(RUN) $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EDITABLE := $(INSTALL) --no-build-isolation --editable
+
 $(STAMP): $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) $(BUILD_REQUIRES)
+	$(EDITABLE) .
 	touch $@
 
 $(TEST_STAMP): $(STAMP) tests/requirements-models.txt
-	$(BIN)/python -m pip install --quiet --editable '.[dev,server,bench]'
-	$(BIN)/python -m pip install --quiet --requirement tests/requirements-models.txt
+	$(EDITABLE) '.[dev,server,bench]'
+	$(INSTALL) --requirement tests/requirements-models.txt
 	touch $@
 
 check: $(TEST_STAMP)
