@@ -51,7 +51,7 @@ def rejected(key: str, value: object, accepted: str) -> ConfigError:
 
 def prefixed(error: ConfigError, prefix: str) -> ConfigError:
     """Return `error` seen from one level up."""
-    joint = "" if not prefix or error.key.startswith("[") else "."
+    joint = "" if not prefix or not error.key or error.key.startswith("[") else "."
     return ConfigError(f"{prefix}{joint}{error}", key=f"{prefix}{joint}{error.key}")
 
 

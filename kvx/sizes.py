@@ -35,7 +35,8 @@ def parse_bytes(value: int | str) -> int:
         raise UsageError(f"{value!r} is not a size; accepted: {ACCEPTED}")
     whole, _, fraction = found[1].partition(".")
     # In integers, because a float loses bytes above 8 PiB.
-    scaled, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
+    scale: int = 10 ** len(fraction)
+    scaled, rest = divmod(int(whole + fraction) * unit, scale)
     if rest:
         raise UsageError(f"{value!r} is not a whole number of bytes")
     return scaled
