@@ -51,7 +51,7 @@ class KVLayout:
         return cls("opaque", block_bytes)
 
     @classmethod
-    def of_model(  # noqa: PLR0913 - the facts of a model
+    def of_model(
         cls,
         order: Order,
         *,
@@ -132,14 +132,16 @@ class BlockView:
         Raises:
             UsageError: A number is not one of a block.
         """
-        numbers = np.ascontiguousarray(ids, np.int64)
+        numbers = np.array(ids)  # a copy: the selection outlives what the caller does to `ids`
         if numbers.ndim != 1:
             raise UsageError(f"block ids must be one-dimensional, not {numbers.shape}")
+        if len(numbers) and numbers.dtype.kind not in "iu":
+            raise UsageError(f"block ids must be whole numbers, not {numbers.dtype}")
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_blocks:
             raise UsageError(
                 f"block ids {numbers.min()} to {numbers.max()}; there are {self.num_blocks} blocks"
             )
-        return BlockSelection(self, numbers)
+        return BlockSelection(self, numbers.astype(np.int64))
 
     @property
     def is_writable(self) -> bool:
