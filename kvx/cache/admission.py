@@ -64,9 +64,10 @@ class Admission:
         least = np.full(len(keys), 255, np.uint8)
         for row in range(_ROWS):
             places = columns[:, row]
-            least = np.minimum(least, self._counts[row, places] + 1)
-            np.add.at(self._counts[row], places, 1)
-        np.minimum(self._counts, _COUNT_MAX, out=self._counts)
+            # A key that stands in the batch twice counts once; so no counter can wrap.
+            raised = np.minimum(self._counts[row, places] + 1, _COUNT_MAX).astype(np.uint8)
+            least = np.minimum(least, raised)
+            self._counts[row, places] = raised
         self._num_counted += len(keys)
         if self._num_counted >= _HALVE_AFTER:
             self._counts >>= 1
