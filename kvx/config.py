@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -100,6 +100,10 @@ class AdmissionConfig:
     min_frequency: int = _setting(1, minimum=1, maximum=15)  # type: ignore[assignment]
     bytes_per_day: int | None = _setting(None, minimum=1)  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+
 
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
@@ -112,6 +116,10 @@ class BreakerConfig:
 
     failures: int = _setting(3, minimum=1)  # type: ignore[assignment]
     reset_s: float = _setting(5.0, minimum=0.001)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +198,14 @@ class TenantConfig:
     dram_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
     nvme_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+
+    def quota_bytes(self, tier: str) -> int | None:
+        """Return the quota in a tier given by name."""
+        return {"dram": self.dram_quota_bytes, "nvme": self.nvme_quota_bytes}.get(tier)
+
 
 def _tiers(source: object) -> tuple[DramTierConfig | NvmeTierConfig, ...]:
     """Decode the list of tiers by their kind; DRAM comes first and each kind at most once."""
@@ -220,8 +236,17 @@ def _tier(place: int, source: object) -> DramTierConfig | NvmeTierConfig:
 
 def _tenants(source: object) -> tuple[TenantConfig, ...]:
     if not isinstance(source, Sequence) or isinstance(source, str | bytes):
-        raise ConfigError(" is not a list of tenants")
-    return tuple(decode(TenantConfig, one) for one in source)
+        raise ConfigError(f" is {source!r}, but a list of tenants is needed")
+    found = []
+    for place, one in enumerate(source):
+        try:
+            found.append(decode(TenantConfig, one))
+        except ConfigError as error:
+            raise prefixed(error, f"[{place}]") from None
+    names = [tenant.name for tenant in found]
+    if len(set(names)) != len(names):
+        raise rejected("", names, "each tenant once")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +280,7 @@ class CacheConfig:
         validate(self)
 
     @classmethod
-    def load(cls, source: object) -> Self:
+    def load(cls, source: object) -> "CacheConfig":
         """Return the configuration that `source` describes, environment included.
 
         Args:
@@ -346,7 +371,12 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> di
         dataclasses.replace(tenant, salt=environment.get(_salt_variable(tenant), tenant.salt))
         for tenant in config.tenants
     ]
-    return plain
+    try:
+        return decode(CacheConfig, plain)
+    except ConfigError as error:
+        # The rest was valid already, so a variable is to blame.
+        names = ", ".join(sorted(name for name in environment if name.startswith("KVX_")))
+        raise ConfigError(f"{error}; set in the environment: {names}", key=error.key) from None
 
 
 def _number(text: str) -> object:
