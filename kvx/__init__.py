@@ -7,7 +7,6 @@ from kvx.cache.disk.inspect import describe as describe_disk
 from kvx.cache.disk.inspect import iter_blocks as iter_disk_blocks
 from kvx.cache.events import AllBlocksCleared, BlockRemoved, BlockStored, EventLog
 from kvx.cache.lease import Lease
-from kvx.namespace import Namespace
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import Match, TierKind, TransferResult
 from kvx.cache.space import CacheSpace
@@ -29,6 +28,7 @@ from kvx.errors import (
     UsageError,
 )
 from kvx.layout import BlockSelection, BlockView, KVLayout
+from kvx.namespace import Namespace
 from kvx.transfer.handle import Transfer, TransferState, wait_all
 from kvx.transfer.memory import MemoryRegion
 

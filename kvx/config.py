@@ -290,7 +290,7 @@ class CacheConfig:
             ConfigError: Unknown key or malformed value; names the key, the value, what is accepted.
         """
         plain = source if isinstance(source, cls | Mapping) else _read(source)
-        return _with_environment(decode(cls, plain), os.environ)
+        return decode(cls, _with_environment(decode(cls, plain), os.environ))
 
     @property
     def dram(self) -> DramTierConfig:
@@ -344,7 +344,8 @@ def _read(source: object) -> object:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> CacheConfig:
+def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> dict[str, object]:
+    """Return the configuration as a mapping with the overrides in it."""
     top = {
         name: environment[f"KVX_{name.upper()}"]
         for name in ("io_backend", "copy_threads", "deadline_s")

@@ -462,10 +462,10 @@ class Engine:
         Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend ("auto", "io_uring", "posix"). Raises UsageError, UnavailableError.
         """
 
-    def __enter__(self) -> object:
+    def __enter__(self) -> Engine:
         """Nothing but the engine."""
 
-    def __exit__(self, *args) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close with a bound of a second."""
 
     @property
@@ -495,7 +495,7 @@ class Engine:
     def unregister_buffer(self, address: int) -> None:
         """Undo `register_buffer`. No I/O inside it may be in flight."""
 
-    def next_completions(self, max: int, timeout_s: float) -> tuple:
+    def next_completions(self, max: int, timeout_s: float) -> tuple[NDArray[numpy.int64], NDArray[numpy.uint8]]:
         """
         Wait without the GIL for notifications: (ids (k,) int64, flags (k,) uint8), 1 terminal, 2 quiesced, 3 both. Empty when time is up or the engine is closed.
         """
@@ -516,10 +516,10 @@ class Engine:
     def quarantined_bytes(self) -> int:
         """Bytes of the jobs in quarantine."""
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, object]:
         """Counters by kind of job and by state, queue lengths, late I/O."""
 
-    def close(self, timeout_s: float) -> dict:
+    def close(self, timeout_s: float) -> dict[str, int]:
         """
         Refuse new jobs, let running ones end for half the time, cancel the rest, and wait for their memory. Returns cancelled_jobs, abandoned_jobs and abandoned_bytes; abandoned memory must never be freed. Later calls return the same.
         """

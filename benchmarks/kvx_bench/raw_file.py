@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kvx_bench.row import Sample, timed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -39,26 +40,29 @@ class RawFile:
         """Write everything once."""
         if self.tool == "fio":
             return self._fio("write")
-        return timed(lambda: self._each(lambda i: os.pwritev(self._fd, [self._source[i]], self._at(i))))
+        return timed(lambda: self._each(self._write_block))
 
     def read(self) -> Sample:
         """Read everything once."""
         if self.tool == "fio":
             return self._fio("read")
-        return timed(lambda: self._each(lambda i: os.preadv(self._fd, [self._target[i]], self._at(i))))
+        return timed(lambda: self._each(self._read_block))
 
     def close(self) -> None:
         """Remove the file."""
         os.close(self._fd)
         self._path.unlink()
 
-    def _at(self, block: int) -> int:
-        return block * int(self._source.shape[1])
+    def _write_block(self, block: int) -> int:
+        return os.pwritev(self._fd, [self._source[block]], block * self._source.shape[1])
 
-    def _each(self, move: object) -> None:
+    def _read_block(self, block: int) -> int:
+        return os.preadv(self._fd, [self._target[block]], block * self._source.shape[1])
+
+    def _each(self, move: Callable[[int], int]) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
-            for _ in pool.map(move, range(len(self._source))):  # type: ignore[arg-type]
-                pass
+            moved = sum(pool.map(move, range(len(self._source))))
+        assert moved == self._source.nbytes, "direct I/O moves whole blocks"
 
     def _fio(self, operation: str) -> Sample:
         command = [

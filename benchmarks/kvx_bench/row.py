@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 GB = 1e9
 
@@ -88,8 +88,8 @@ def percentiles_us(seconds: list[float]) -> tuple[float, float]:
     return ordered[last // 2] * 1e6, ordered[min(last, int(last * 0.99))] * 1e6
 
 
-def _median(values: object) -> float:
-    return float(statistics.median(values))  # type: ignore[call-overload]
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
 
 
 def _cpu_s() -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvx.cache.arena import Arena, MemoryExtent
-from kvx.cache.pool import Pool, slot_bytes_for
+from kvx.cache.pool import OwnerLimits, Pool, slot_bytes_for
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -96,6 +96,7 @@ class DramTier:
         self.history = history
         self.arena = Arena(config)
         self.pools: dict[int, DramPool] = {}
+        self.limits = OwnerLimits()
         self._lock = threading.Lock()
 
     def pool_for(self, block_bytes: int) -> DramPool:
@@ -110,11 +111,12 @@ class DramTier:
             if pool is None:
                 extent = self._take_extent(slot_bytes)
                 pool = self.pools[slot_bytes] = DramPool(slot_bytes, self)
+                self.limits.apply(pool)
                 if extent is not None:
                     pool.add_memory(extent)
             return pool
 
-    def reserve(  # noqa: PLR0913 - one argument for each fact of the batch
+    def reserve(
         self,
         pool: DramPool,
         keys: npt.NDArray[np.uint8],

@@ -91,6 +91,24 @@ class Flusher:
         """Call `listener(keys, is_durable)` whenever blocks stop being dirty."""
         self._listeners.append(listener)
 
+    def forget(self, listener: Callable[[npt.NDArray[np.uint8], bool], None]) -> None:
+        """Stop calling a listener."""
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+    @property
+    def confirms_each(self) -> bool:
+        """Whether an offload has to wait until its blocks are on NVMe."""
+        return self._durability is Durability.EACH
+
+    def holds(self, keys: npt.NDArray[np.uint8], block_bytes: int) -> npt.NDArray[np.bool_]:
+        """Return (n,) bool: which blocks are on NVMe already."""
+        pool = self._nvme.pool_if_any(block_bytes)
+        if pool is None:
+            return np.zeros(len(keys), np.bool_)
+        return pool.find(keys, self._shared.now_ms()).mask
+
     def make_room(self) -> None:
         """Flush whatever the write mode: somebody needs the slots."""
         self._wants_all = True
@@ -113,9 +131,9 @@ class Flusher:
                 self.make_room()
                 if self.num_dirty == 0 and self._in_flight == 0 and not self._is_writing_records:
                     break
-                if not self._idle.wait(min(0.05, max(0.0, end - time.monotonic()))):
-                    if time.monotonic() >= end:
-                        return False
+                is_woken = self._idle.wait(min(0.05, max(0.0, end - time.monotonic())))
+                if not is_woken and time.monotonic() >= end:
+                    return False
             return True
 
     def write_records(self) -> None:
@@ -208,7 +226,7 @@ class Flusher:
             rows = (owners == owner) & (expiries_s == expiry_s)
             ttl_s = max(1, expiry_s - now_ms // 1000) if expiry_s else 0
             outcome, slots, generations, evicted = batch.nvme_pool.index.reserve(
-                batch.keys[rows], owner, False, ttl_s, now_ms
+                batch.keys[rows], owner, is_dirty=False, ttl_s=ttl_s, now_ms=now_ms
             )
             outcomes[rows] = outcome
             batch.slots[rows] = slots
@@ -233,9 +251,7 @@ class Flusher:
         self._in_flight += 1
         self._shared.reactor.submit(
             lambda: Step(
-                self._shared.engine.write(
-                    fds, offsets, addresses, sizes, sync, self._deadline_s
-                ),
+                self._shared.engine.write(fds, offsets, addresses, sizes, sync, self._deadline_s),
                 settle=lambda job: self._settle_payloads(job, batch),
                 give_up=lambda job: self._nvme.note_outcome(job.codes(), job.errnos()),
                 keep=self._shared.dram,
@@ -276,9 +292,7 @@ class Flusher:
             ),
         )
 
-    def _settle_records(
-        self, job: _core.Job, batches: list[_Batch], writes: RecordWrites
-    ) -> None:
+    def _settle_records(self, job: _core.Job, batches: list[_Batch], writes: RecordWrites) -> None:
         codes = job.codes()
         self._nvme.note_outcome(codes, job.errnos())
         failed = codes[: len(writes)] != Code.OK
@@ -312,8 +326,15 @@ class Flusher:
         index.mark_clean(batch.dram_slots, batch.dram_generations)
         index.unpin(batch.dram_slots, batch.dram_generations)
         self._shared.instruments.note_flush(reason, len(batch.keys))
-        for listener in self._listeners:
-            listener(batch.keys, reason is MissReason.HIT)
+        if self._listeners:
+            # Later, without our lock: listeners have locks of their own, and call us under them.
+            self._shared.reactor.call_later(0.0, lambda: self._tell(batch.keys, reason))
+
+    def _tell(self, keys: npt.NDArray[np.uint8], reason: MissReason) -> None:
+        with self._lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(keys, reason is MissReason.HIT)
 
     def _note_idle(self) -> None:
         if self.num_dirty == 0:

@@ -72,9 +72,7 @@ class Instruments:
             if count:
                 self._misses.add(count, (verb, reason.name.lower()))
 
-    def note_match(
-        self, num_asked: int, tiers: npt.NDArray[np.uint8], reason: MissReason
-    ) -> None:
+    def note_match(self, num_asked: int, tiers: npt.NDArray[np.uint8], reason: MissReason) -> None:
         """Count a match by what it found and why it ended."""
         for tier in (TierKind.DRAM, TierKind.NVME):
             count = int((tiers == tier).sum())

@@ -26,12 +26,13 @@ class Lease:
     reading tells whether they were the blocks all along.
     """
 
-    def __init__(  # noqa: PLR0913 - the facts of a lease
+    def __init__(
         self,
         tier: DramTier,
         pool: DramPool,
         keys: npt.NDArray[np.uint8],
         found: Found,
+        *,
         block_bytes: int,
         lease_id: int,
     ) -> None:
@@ -67,7 +68,7 @@ class Lease:
             raise StaleReference("the lease was released; take a new one")
         address = int(self.addresses[block])
         memory = (ctypes.c_uint8 * self._block_bytes).from_address(address)
-        array = np.frombuffer(memory, np.uint8)
+        array: npt.NDArray[np.uint8] = np.ctypeslib.as_array(memory)
         array.flags.writeable = False
         return array
 
@@ -75,9 +76,7 @@ class Lease:
         """Raise StaleReference if any block was reused since the lease was taken."""
         if self._tier is None:
             raise StaleReference("the lease was released; take a new one")
-        live = self._pool.index.validate(
-            self._keys, self._found.slots, self._found.generations
-        )
+        live = self._pool.index.validate(self._keys, self._found.slots, self._found.generations)
         if not live.all():
             raise StaleReference(
                 f"{int((~live).sum())} of {len(live)} leased blocks were reused: the lease expired"

@@ -17,7 +17,7 @@ import numpy as np
 
 from kvx.cache.disk.format import slots_per_extent
 from kvx.cache.disk.store import DiskStore
-from kvx.cache.pool import Pool, slot_bytes_for
+from kvx.cache.pool import OwnerLimits, Pool, slot_bytes_for
 from kvx.errors import CapacityError, StorageError
 from kvx.transfer.codes import Code
 
@@ -79,6 +79,7 @@ class NvmeTier:
             recreate=config.recreate,
         )
         self.pools: dict[int, NvmePool] = {}
+        self.limits = OwnerLimits()
         self._lock = threading.RLock()
         self._fds: npt.NDArray[np.int32] = np.zeros(0, np.int32)
         self._is_full = False
@@ -113,6 +114,7 @@ class NvmeTier:
             if pool is None:
                 per_extent = slots_per_extent(slot_bytes, self.store.extent_bytes)
                 pool = self.pools[slot_bytes] = NvmePool(slot_bytes, per_extent, self)
+                self.limits.apply(pool)
             return pool
 
     def make_room(self, pool: NvmePool, num_slots: int) -> None:

@@ -54,6 +54,12 @@ class Offload(Operation):
         self._source = source
         self._ttl_s = ttl_s
         self._pool = space.dram_pool
+        flusher = shared.flusher
+        self._flusher = flusher if flusher is not None and flusher.confirms_each else None
+        self._unconfirmed: dict[bytes, int] = {}
+        if self._flusher is not None:
+            self._flusher.on_flushed(self._confirm)
+            shared.reactor.call_later(deadline_s, self.pump)
 
     def _launch(self) -> None:
         window = max(1, _WINDOW_BYTES // self._space.block_bytes)
@@ -89,6 +95,7 @@ class Offload(Operation):
     def _resolve(self, rows: npt.NDArray[np.int64], reason: MissReason) -> None:
         if reason is MissReason.HIT:
             self.tiers[rows] = TierKind.DRAM
+            self._await_flush(rows)
         self._settle_reason(rows, np.full(len(rows), reason, np.uint8))
 
     def _copy_in(
@@ -125,6 +132,7 @@ class Offload(Operation):
         codes = job.codes()
         arrived = codes == Code.OK
         index = self._pool.index
+        self._await_flush(rows[arrived])
         index.commit(slots[arrived], generations[arrived], job.checksums()[arrived])
         if not arrived.all():
             index.abort(slots[~arrived], generations[~arrived])
@@ -135,3 +143,28 @@ class Offload(Operation):
         if self.shared.flusher is not None:
             self.shared.flusher.kick()
         self._step_over(job)
+
+    def _await_flush(self, rows: npt.NDArray[np.int64]) -> None:
+        """With `durability: each`, let the transfer go on until these blocks are on NVMe."""
+        if self._flusher is None:
+            return
+        with self._lock:
+            for row in rows[~self._flusher.holds(self._keys[rows], self._space.block_bytes)]:
+                self._unconfirmed[self._keys[row].tobytes()] = int(row)
+
+    def _confirm(self, keys: npt.NDArray[np.uint8], is_durable: bool) -> None:  # noqa: FBT001
+        """Take note of what the flusher is done with."""
+        with self._lock:
+            for key in map(bytes, keys):
+                row = self._unconfirmed.pop(key, None)
+                if row is not None and not is_durable and self._ended_by is None:
+                    self.reasons[row] = MissReason.TIER_DOWN
+        self.pump()
+
+    def _is_unconfirmed(self) -> bool:
+        return bool(self._unconfirmed)
+
+    def _finish(self) -> None:
+        if self._flusher is not None:
+            self._flusher.forget(self._confirm)
+        super()._finish()

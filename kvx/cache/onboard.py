@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.dram import Reservation
-    from kvx.cache.space import CacheSpace
     from kvx.cache.nvme import NvmePool
     from kvx.cache.pool import Found
     from kvx.cache.shared import Shared
+    from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
 
 _WINDOW_BYTES = 64 << 20
@@ -59,6 +59,7 @@ class Onboard(Operation):
         space: CacheSpace,
         keys: npt.NDArray[np.uint8],
         hashes: npt.NDArray[np.uint8],
+        *,
         target: BlockSelection | None,
         deadline_s: float,
     ) -> None:
@@ -114,9 +115,7 @@ class Onboard(Operation):
             )
         )
 
-    def _settle_copies(
-        self, job: _core.Job, rows: npt.NDArray[np.int64], found: Found
-    ) -> None:
+    def _settle_copies(self, job: _core.Job, rows: npt.NDArray[np.int64], found: Found) -> None:
         codes = job.codes()
         corrupt = codes == Code.CORRUPT
         if corrupt.any():
@@ -162,7 +161,7 @@ class Onboard(Operation):
             )
 
     def _reserve(self, rows: npt.NDArray[np.int64]) -> Reservation:
-        """Reserve DRAM slots; a block that another operation is just bringing in gets a private one.
+        """Reserve DRAM slots; for a block that is just being brought in, a private one.
 
         Two requests that share a prefix must not wait for each other: the second reads its own
         copy under a key that nobody knows, and lets the slot go afterwards.

@@ -84,12 +84,13 @@ class Operation:
         with self._lock:
             if self.transfer.wait_finished(0):
                 return
-            if self._remaining_s() <= 0 and (len(self.waiting) or self._steps):
+            is_going_on = len(self.waiting) or self._steps or self._is_unconfirmed()
+            if self._remaining_s() <= 0 and is_going_on:
                 self._time_out()
                 return
             if len(self.waiting):
                 self._launch()
-            if self._steps:
+            if self._steps or self._is_unconfirmed():
                 return
             if len(self.waiting):
                 self.shared.reactor.call_later(min(_RETRY_S, self._remaining_s()), self.pump)
@@ -99,6 +100,10 @@ class Operation:
     def _launch(self) -> None:
         """Take rows out of `waiting` and start jobs for them, or give them a reason."""
         raise AssertionError("a subclass launches")
+
+    def _is_unconfirmed(self) -> bool:
+        """Return whether something besides jobs has to happen before the end."""
+        return False
 
     def _add(self, step: Step) -> None:
         self._steps.append(step)

@@ -15,6 +15,8 @@ import numpy as np
 from kvx_ext import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from kvx.config import Eviction
@@ -56,6 +58,29 @@ class Found:
         return Found(
             self.mask[mask], self.slots[mask], self.generations[mask], self.checksums[mask]
         )
+
+
+class OwnerLimits:
+    """Quotas in bytes by owner, for every pool of a tier, those to come included."""
+
+    def __init__(self) -> None:
+        """Start without limits."""
+        self._limits: dict[int, int] = {}
+
+    def set(self, owner: int, limit_bytes: int | None, pools: Mapping[int, Pool]) -> None:
+        """Hold an owner to a quota from now on; None for no limit."""
+        if limit_bytes is None:
+            self._limits.pop(owner, None)
+        else:
+            self._limits[owner] = limit_bytes
+        for pool in list(pools.values()):
+            slots_max = -1 if limit_bytes is None else limit_bytes // pool.slot_bytes
+            pool.index.set_owner_limit(owner, slots_max)
+
+    def apply(self, pool: Pool) -> None:
+        """Make a new pool keep the limits."""
+        for owner, limit_bytes in self._limits.items():
+            pool.index.set_owner_limit(owner, limit_bytes // pool.slot_bytes)
 
 
 class Pool:

@@ -157,7 +157,7 @@ class Reactor:
             return
         try:
             is_settled = step.advance()
-        except Exception:
+        except Exception:  # noqa: BLE001 - see the comment
             # Its transfer ends by its deadline; the thread must go on for all the others.
             _log.exception("settling job %d failed", step.job.id)
             is_settled = True
@@ -179,6 +179,6 @@ class Reactor:
                 _, _, callback = heapq.heappop(self._timers)
             try:
                 callback()
-            except Exception:
+            except Exception:  # noqa: BLE001 - see the comment
                 # The thread settles everybody's jobs: one failing timer must not end it.
                 _log.exception("a timer of the cache failed")

@@ -18,7 +18,6 @@ from kvx_ext import _core
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from kvx.cache.dram import DramPool
     from kvx.cache.nvme import NvmePool, NvmeTier
     from kvx.cache.shared import Shared
 
@@ -72,9 +71,7 @@ class Rewarm:
                 return
         self.is_done = True
 
-    def _start_window(
-        self, pool: NvmePool, keys: npt.NDArray[np.uint8], namespace_id: int
-    ) -> bool:
+    def _start_window(self, pool: NvmePool, keys: npt.NDArray[np.uint8], namespace_id: int) -> bool:
         """Submit the reads of one window; False when there is nothing to read or no room."""
         block_bytes = int(self._shared.names.describe(np.array([namespace_id])).block_bytes[0])
         dram_pool = self._shared.dram.pool_for(block_bytes)

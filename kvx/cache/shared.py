@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.cache.nvme import NvmePool
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.sightings import Sightings
@@ -86,13 +87,12 @@ class NamespaceTable:
 
     def describe(self, ids: npt.NDArray[np.int32]) -> NamespaceFacts:
         """Return what records say about namespaces given by number."""
-        return NamespaceFacts(
-            self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids]
-        )
+        return NamespaceFacts(self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids])
 
     def fingerprint(self, namespace_id: int) -> bytes:
         """Return the fingerprint of a namespace given by number."""
-        return self._fingerprints[namespace_id].tobytes()
+        fingerprint: bytes = self._fingerprints[namespace_id].tobytes()
+        return fingerprint
 
 
 @dataclass(slots=True)
@@ -116,9 +116,7 @@ class Shared:
         """Return the wall clock in milliseconds, as the indexes want it."""
         return int(self.clock() * 1000)
 
-    def note_stored(
-        self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]
-    ) -> None:
+    def note_stored(self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier holds blocks now."""
         if len(keys):
             self.events.stored(keys, tier.name.lower(), self.names.fingerprint(namespace_id))
@@ -139,7 +137,7 @@ class Shared:
     ) -> int:
         """Forget blocks in one tier, for good; returns how many there were."""
         removed_keys, slots = pool.index.remove(keys, reason.history_code)
-        if tier is TierKind.NVME and self.nvme is not None and len(slots):
+        if isinstance(pool, NvmePool) and self.nvme is not None and len(slots):
             self.nvme.kill_records(pool, slots)
             if self.flusher is not None:
                 self.flusher.write_records()

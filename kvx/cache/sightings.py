@@ -43,9 +43,7 @@ class Sightings:
         self._tags[rows] = tags
         self._namespaces[rows] = namespace_id
 
-    def explain(
-        self, hashes: npt.NDArray[np.uint8], namespace_id: int
-    ) -> npt.NDArray[np.uint8]:
+    def explain(self, hashes: npt.NDArray[np.uint8], namespace_id: int) -> npt.NDArray[np.uint8]:
         """Return (n,) uint8: SALT or NAMESPACE_MISMATCH where seen elsewhere, else NEVER_STORED.
 
         What another tenant stored is not told: that would answer "has anyone asked this before".

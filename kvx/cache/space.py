@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx.namespace import Namespace
     from kvx.cache.result import TransferResult
     from kvx.cache.shared import Shared
+    from kvx.namespace import Namespace
     from kvx.transfer.handle import Transfer
 
     Hashes = Sequence[bytes] | npt.NDArray[np.uint8]
@@ -143,7 +143,7 @@ class CacheSpace:
         keys = self.namespace.keys(as_hash_array(hashes))
         now_ms = self._shared.now_ms()
         index = self.dram_pool.index
-        count, slots, generations, checksums = index.match(keys, now_ms, True, True)
+        count, slots, generations, checksums = index.match(keys, now_ms, touch=True, pin=True)
         expires_ms = 0 if expires_s is None else now_ms + max(1, int(expires_s * 1000))
         lease_id = index.lease(slots[:count], generations[:count], expires_ms)
         index.unpin(slots[:count], generations[:count])
@@ -151,7 +151,12 @@ class CacheSpace:
             np.ones(count, np.bool_), slots[:count], generations[:count], checksums[:count]
         )
         return Lease(
-            self._shared.dram, self.dram_pool, keys[:count], found, self.block_bytes, lease_id
+            self._shared.dram,
+            self.dram_pool,
+            keys[:count],
+            found,
+            block_bytes=self.block_bytes,
+            lease_id=lease_id,
         )
 
     def pin(self, hashes: Hashes) -> int:
@@ -179,9 +184,7 @@ class CacheSpace:
                         del self._pins[key]
         if held:
             slots, generations = zip(*held, strict=True)
-            self.dram_pool.index.unpin(
-                np.array(slots, np.int64), np.array(generations, np.uint32)
-            )
+            self.dram_pool.index.unpin(np.array(slots, np.int64), np.array(generations, np.uint32))
         return len(held)
 
     def drop(self, hashes: Hashes) -> int:
@@ -234,25 +237,23 @@ class CacheSpace:
             self,
             self.namespace.keys(hashes),
             hashes,
-            target,
-            self._deadline_s if deadline_s is None else deadline_s,
+            target=target,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
         ).start()
 
-    def _match_prefix(
-        self, keys: npt.NDArray[np.uint8], tiers: npt.NDArray[np.uint8]
-    ) -> int:
+    def _match_prefix(self, keys: npt.NDArray[np.uint8], tiers: npt.NDArray[np.uint8]) -> int:
         """Fill `tiers` along the longest prefix that the tiers hold between them."""
         shared = self._shared
         now_ms = shared.now_ms()
         nvme_pool = shared.nvme.pool_if_any(self.block_bytes) if shared.nvme else None
         is_nvme_up = shared.nvme is not None and shared.nvme.is_up()
-        length = self.dram_pool.index.match(keys, now_ms, False, False)[0]
+        length = self.dram_pool.index.match(keys, now_ms, touch=False, pin=False)[0]
         tiers[:length] = TierKind.DRAM
         if nvme_pool is None or not is_nvme_up or length == len(keys):
             return length
         rest = keys[length:]
-        in_nvme = nvme_pool.index.lookup(rest, now_ms, False, False)[0]
-        in_dram = self.dram_pool.index.lookup(rest, now_ms, False, False)[0]
+        in_nvme = nvme_pool.index.lookup(rest, now_ms, touch=False, pin=False)[0]
+        in_dram = self.dram_pool.index.lookup(rest, now_ms, touch=False, pin=False)[0]
         tiers[length:] = np.where(
             in_dram, TierKind.DRAM, np.where(in_nvme, TierKind.NVME, TierKind.NONE)
         )

@@ -6,6 +6,7 @@ Nothing here is done per block.
 
 from __future__ import annotations
 
+import collections
 import logging
 import time
 import warnings
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.events import EventLog
-    from kvx.namespace import Namespace
     from kvx.cache.pool import Pool
     from kvx.cache.shared import Shared
     from kvx.metrics import Registry
+    from kvx.namespace import Namespace
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
@@ -131,7 +132,7 @@ class TieredCache:
         return space
 
     def clear(self) -> int:
-        """Forget every block in every tier; returns how many there were. Pinned ones go at unpin."""
+        """Forget every block in every tier, pinned ones at unpin; returns how many there were."""
         self._check_open()
         count = 0
         for tier, pool in self._pools():
@@ -146,22 +147,21 @@ class TieredCache:
         flusher = self._shared.flusher
         return flusher is None or flusher.flush(timeout_s)
 
-    def stats(self) -> dict[str, dict[str, float]]:
+    def stats(self) -> dict[str, dict[str, object]]:
         """Return numbers by tier, and those of the engine: for people and tests."""
         self._check_open()
         shared = self._shared
-        stats: dict[str, dict[str, float]] = {}
+        totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for tier, pool in self._pools():
-            totals = stats.setdefault(tier.name.lower(), {})
-            for name, value in pool.index.stats().items():
-                totals[name] = totals.get(name, 0) + value
-        stats["engine"] = dict(shared.engine.stats())
+            totals[tier.name.lower()].update(pool.index.stats())
+        stats: dict[str, dict[str, object]] = {tier: dict(sums) for tier, sums in totals.items()}
+        stats["engine"] = shared.engine.stats()
         if self._rewarm is not None:
             stats["rewarm"] = {
                 "blocks_total": self._rewarm.blocks_total,
                 "blocks_done": self._rewarm.blocks_done,
                 "blocks_warmed": self._rewarm.blocks_warmed,
-                "is_done": float(self._rewarm.is_done),
+                "is_done": self._rewarm.is_done,
             }
         return stats
 
@@ -253,15 +253,15 @@ class TieredCache:
         return pools
 
     def _apply_quotas(self, namespace: Namespace) -> None:
-        """Translate a tenant's quota in bytes into slots of every pool it may use."""
+        """Let the tiers hold a tenant to its quotas, in pools to come as well."""
         tenant = self.config.tenant(namespace.tenant)
         if tenant is None:
             return
         owner = self._shared.names.owner_id(namespace.tenant_digest)
-        for tier, pool in self._pools():
-            quota_bytes = tenant.quota_bytes(tier.name.lower())
-            if quota_bytes is not None:
-                pool.index.set_owner_limit(owner, quota_bytes // pool.slot_bytes)
+        shared = self._shared
+        shared.dram.limits.set(owner, tenant.dram_quota_bytes, shared.dram.pools)
+        if shared.nvme is not None:
+            shared.nvme.limits.set(owner, tenant.nvme_quota_bytes, shared.nvme.pools)
 
     def _sweep(self) -> None:
         """Expire what is due, write changed records, and save heat now and then."""

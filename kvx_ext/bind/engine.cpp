@@ -122,9 +122,11 @@ void bind_engine(nb::module_& module) {
            "Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend "
            "(\"auto\", \"io_uring\", \"posix\"). Raises UsageError, UnavailableError.")
       .def(
-          "__enter__", [](nb::object self) { return self; }, "Nothing but the engine.")
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> Engine"), "Nothing but the engine.")
       .def(
           "__exit__", [](PyEngine& self, nb::args) { (void)close_engine(self, 1.0); },
+          nb::sig("def __exit__(self, *exception: object) -> None"),
           "Close with a bound of a second.")
       .def_prop_ro(
           "backend_name", [](PyEngine& self) { return name_of(self.engine->backend_name()); },
@@ -156,6 +158,8 @@ void bind_engine(nb::module_& module) {
           "address"_a, "Undo `register_buffer`. No I/O inside it may be in flight.")
       .def(
           "next_completions", &next_completions, "max"_a, "timeout_s"_a,
+          nb::sig("def next_completions(self, max: int, timeout_s: float) -> "
+                  "tuple[NDArray[numpy.int64], NDArray[numpy.uint8]]"),
           "Wait without the GIL for notifications: (ids (k,) int64, flags (k,) uint8), 1 terminal, "
           "2 quiesced, 3 both. Empty when time is up or the engine is closed.")
       .def(
@@ -171,8 +175,10 @@ void bind_engine(nb::module_& module) {
           "quarantined_bytes",
           [](PyEngine& self) { return self.engine->stats().quarantined_bytes; },
           "Bytes of the jobs in quarantine.")
-      .def("stats", &stats, "Counters by kind of job and by state, queue lengths, late I/O.")
+      .def("stats", &stats, nb::sig("def stats(self) -> dict[str, object]"),
+           "Counters by kind of job and by state, queue lengths, late I/O.")
       .def("close", &close_engine, "timeout_s"_a,
+           nb::sig("def close(self, timeout_s: float) -> dict[str, int]"),
            "Refuse new jobs, let running ones end for half the time, cancel the rest, and wait for "
            "their memory. Returns cancelled_jobs, abandoned_jobs and abandoned_bytes; abandoned "
            "memory must never be freed. Later calls return the same.");

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from tests.cache.block_index_model import POLICY, Entry, Model
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from kvx_ext import _core
+from tests.cache.block_index_model import POLICY, Entry, Model
 
 SLOTS = 12
 RETIRED = 2  # the last slots come and go
@@ -58,9 +58,7 @@ class SideBySide(RuleBasedStateMachine):
         """Demand the places the model says."""
         slots, generations, checksums = got
         assert slots.tolist() == [-1 if e is None else e.slot for e in rows]
-        assert generations.tolist() == [
-            0 if e is None else self.held(e)[1] for e in rows
-        ]
+        assert generations.tolist() == [0 if e is None else self.held(e)[1] for e in rows]
         assert checksums.tolist() == [0 if e is None else e.checksum for e in rows]
 
     def owners_seen(self, owner: int) -> None:
@@ -86,23 +84,13 @@ class SideBySide(RuleBasedStateMachine):
         snapshot = self.index.snapshot()
         order = self.model.coldest_first()
         assert numbers(snapshot["keys"]) == order
-        assert snapshot["pins"].tolist() == [
-            self.model.named[key].pins for key in order
-        ]
-        assert snapshot["dirty"].tolist() == [
-            self.model.named[key].is_dirty for key in order
-        ]
-        assert snapshot["freqs"].tolist() == [
-            self.model.named[key].freq for key in order
-        ]
-        self.over_limit = {
-            o for o in self.over_limit if self.model.used(o) > self.model.limits[o]
-        }
+        assert snapshot["pins"].tolist() == [self.model.named[key].pins for key in order]
+        assert snapshot["dirty"].tolist() == [self.model.named[key].is_dirty for key in order]
+        assert snapshot["freqs"].tolist() == [self.model.named[key].freq for key in order]
+        self.over_limit = {o for o in self.over_limit if self.model.used(o) > self.model.limits[o]}
         for owner in range(3):
             used = self.index.owner_used(owner)
             assert used == self.model.used(owner)
-            assert owner in self.over_limit or used <= self.model.limits.get(
-                owner, SLOTS
-            )
+            assert owner in self.over_limit or used <= self.model.limits.get(owner, SLOTS)
         reasons = self.history.why(KEYS).tolist()
         assert reasons == [self.model.why.get(key, 0) for key in range(NUM_KEYS)]

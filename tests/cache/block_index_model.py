@@ -104,9 +104,7 @@ class Model:
         self.access()
         entry.state = "committed"
         entry.freq = 0 if self.policy == POLICY.S3FIFO else 1
-        entry.queue = (
-            MAIN if self.policy == POLICY.S3FIFO and entry.key in self.ghosts else SMALL
-        )
+        entry.queue = MAIN if self.policy == POLICY.S3FIFO and entry.key in self.ghosts else SMALL
         if entry.queue == MAIN:
             self.ghosts.remove(entry.key)
         self.link_hot(entry)
@@ -127,26 +125,15 @@ class Model:
 
     def due(self, owner: int | None) -> list[Entry]:
         """The list whose coldest block is next, of one owner or of all."""
-        scope = {
-            at: order
-            for at, order in self.orders.items()
-            if order and owner in (None, at[0])
-        }
+        scope = {at: order for at, order in self.orders.items() if order and owner in (None, at[0])}
         if not scope:
             return []
         level = min(level for _, level in scope)
         if self.policy == POLICY.S3FIFO:
-            sizes = [
-                sum(len(o) for (_, at), o in scope.items() if at == q)
-                for q in (SMALL, MAIN)
-            ]
-            is_small = sizes[SMALL] > 0 and (
-                not sizes[MAIN] or sizes[SMALL] * 10 >= sum(sizes)
-            )
+            sizes = [sum(len(o) for (_, at), o in scope.items() if at == q) for q in (SMALL, MAIN)]
+            is_small = sizes[SMALL] > 0 and (not sizes[MAIN] or sizes[SMALL] * 10 >= sum(sizes))
             level = SMALL if is_small else MAIN
-        return min(
-            (o for (_, at), o in scope.items() if at == level), key=lambda o: o[0].tick
-        )
+        return min((o for (_, at), o in scope.items() if at == level), key=lambda o: o[0].tick)
 
     def coldest(self, owner: int | None) -> Entry | None:
         """Whom the policy would evict, held or not."""
@@ -207,9 +194,7 @@ class Model:
             self.order_of(entry).remove(entry)
             if reason == _core.RemovalReason.EVICTED and self.policy == POLICY.S3FIFO:
                 self.ghosts = (
-                    [*self.ghosts, entry.key][-GHOSTS:]
-                    if not entry.queue
-                    else self.ghosts
+                    [*self.ghosts, entry.key][-GHOSTS:] if not entry.queue else self.ghosts
                 )
         elif entry.needs_flush:
             self.parked_dirty.remove(entry)
@@ -247,9 +232,7 @@ class Model:
             evicted.append(victim)
         slot = self.free.pop()
         expiry_s = -(-now_ms // 1000) + ttl_s if ttl_s else 0
-        entry = self.named[key] = self.by_slot[slot] = Entry(
-            slot, key, owner, is_dirty, expiry_s
-        )
+        entry = self.named[key] = self.by_slot[slot] = Entry(slot, key, owner, is_dirty, expiry_s)
         self.generation[slot] += 1
         return OUTCOME.RESERVED, entry
 
@@ -296,9 +279,7 @@ class Model:
         entry = self.named.get(key)
         is_there = entry is not None and entry.state == "committed"
         return (
-            entry
-            if entry is not None and is_there and not self.is_expired(entry, now_ms)
-            else None
+            entry if entry is not None and is_there and not self.is_expired(entry, now_ms) else None
         )
 
     def coldest_first(self) -> list[int]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import kvx
+from kvx.cache.assembly import FaultInjection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
 BLOCK_BYTES = 16 << 10
+
+Opener = Callable[..., kvx.TieredCache]
 
 
 def make_hashes(count: int, *, first: int = 0) -> npt.NDArray[np.uint8]:
@@ -38,7 +43,7 @@ def make_blocks(
 
 
 @pytest.fixture
-def open_cache(tmp_path: Path) -> Iterator[Callable[..., kvx.TieredCache]]:
+def open_cache(tmp_path: Path) -> Iterator[Opener]:
     """Open caches of 2 MiB DRAM, over NVMe unless `has_nvme` is False; closed after the test."""
     opened: list[kvx.TieredCache] = []
 
@@ -47,8 +52,8 @@ def open_cache(tmp_path: Path) -> Iterator[Callable[..., kvx.TieredCache]]:
         has_nvme: bool = True,
         dram: dict[str, object] | None = None,
         nvme: dict[str, object] | None = None,
-        faults: object = None,
-        clock: Callable[[], float] | None = None,
+        faults: FaultInjection | None = None,
+        clock: Callable[[], float] = time.time,
         **settings: object,
     ) -> kvx.TieredCache:
         tiers: list[dict[str, object]] = [{"kind": "dram", "capacity": "2MiB", **(dram or {})}]
@@ -62,8 +67,7 @@ def open_cache(tmp_path: Path) -> Iterator[Callable[..., kvx.TieredCache]]:
                 "rewarm": False,
             }
             tiers.append({**tier, **(nvme or {})})
-        extra = {} if clock is None else {"clock": clock}
-        cache = kvx.TieredCache.open({"tiers": tiers, **settings}, faults=faults, **extra)
+        cache = kvx.TieredCache.open({"tiers": tiers, **settings}, faults=faults, clock=clock)
         opened.append(cache)
         return cache
 

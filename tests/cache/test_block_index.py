@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.cache.block_index_machine import KEYS, REASON, RETIRED, SLOTS, SideBySide, numbers
-from tests.cache.block_index_model import OUTCOME, POLICY
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from kvx.errors import StaleReference
 from kvx_ext import _core
+from tests.cache.block_index_machine import KEYS, REASON, RETIRED, SLOTS, SideBySide, numbers
+from tests.cache.block_index_model import OUTCOME, POLICY
 
 batches = st.lists(st.integers(0, len(KEYS) - 1), max_size=10)
 owners = st.integers(0, 2)
@@ -50,9 +50,7 @@ class IndexMachine(SideBySide):
         assert generations.tolist() == wanted_generations
         assert numbers(gone) == evicted
         self.writing += [
-            self.held(e)
-            for outcome, e in want
-            if e is not None and outcome == OUTCOME.RESERVED
+            self.held(e) for outcome, e in want if e is not None and outcome == OUTCOME.RESERVED
         ]
         self.owners_seen(owner)
 
@@ -87,9 +85,7 @@ class IndexMachine(SideBySide):
     @rule(data=st.data(), is_commit=st.booleans())
     def finish_writing(self, data: st.DataObject, is_commit: bool) -> None:
         """Commit or abort some reservations; some of them were cancelled meanwhile."""
-        self.end_writes(
-            data.draw(st.integers(0, len(self.writing))), is_commit=is_commit
-        )
+        self.end_writes(data.draw(st.integers(0, len(self.writing))), is_commit=is_commit)
 
     @rule(batch=batches, owner=owners)
     def write_dirty(self, batch: list[int], owner: int) -> None:
@@ -157,9 +153,7 @@ class IndexMachine(SideBySide):
             want.append(seen.index(False) if False in seen else len(seen))
         flat = [key for keys in batch for key in keys]
         lengths = np.array([len(keys) for keys in batch], np.int64)
-        counts = self.index.match_many(
-            KEYS[np.array(flat, np.int64)], lengths, self.now_ms
-        )
+        counts = self.index.match_many(KEYS[np.array(flat, np.int64)], lengths, self.now_ms)
         assert counts.tolist() == want
 
     @rule(data=st.data())
@@ -176,11 +170,7 @@ class IndexMachine(SideBySide):
     @rule(batch=batches, ms=st.sampled_from([0, 500, 2000]))
     def lease(self, batch: list[int], ms: int) -> None:
         """Lease what is there."""
-        rows = [
-            e
-            for key in batch
-            if (e := self.model.visible(key, self.now_ms)) is not None
-        ]
+        rows = [e for key in batch if (e := self.model.visible(key, self.now_ms)) is not None]
         expires_ms = self.now_ms + ms if ms else 0
         number = self.index.lease(*self.refs([self.held(e) for e in rows]), expires_ms)
         for entry in rows:
@@ -291,11 +281,7 @@ class IndexMachine(SideBySide):
             self.model.free += list(range(first, SLOTS))[::-1]
             self.has_all_slots = True
             return
-        there = [
-            self.model.by_slot[s]
-            for s in range(first, SLOTS)
-            if s in self.model.by_slot
-        ]
+        there = [self.model.by_slot[s] for s in range(first, SLOTS) if s in self.model.by_slot]
         is_idle = all(e.state == "committed" and not e.pins for e in there)
         assert self.index.retire_slots(first, RETIRED) == is_idle
         if not is_idle:

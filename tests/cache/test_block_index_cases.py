@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.cache.block_index_model import POLICY
 
 from kvx.errors import UsageError
 from kvx_ext import _core
+from tests.cache.block_index_model import POLICY
 
 NUM_KEYS = 24
 KEYS = np.random.default_rng(7).integers(0, 256, (NUM_KEYS, 16), dtype=np.uint8)
@@ -73,9 +73,7 @@ def test_history_is_right_for_the_last_half_of_its_capacity() -> None:
     keys = np.random.default_rng(5).integers(0, 256, (60_100, 16), dtype=np.uint8)
     for at in range(0, len(keys), 100):
         index.insert(keys[at : at + 100], np.zeros(100, np.uint64), 0, 0, 0)
-    remembered = history.why(keys[-100 - history.capacity // 2 : -100]) == int(
-        REASON.EVICTED
-    )
+    remembered = history.why(keys[-100 - history.capacity // 2 : -100]) == int(REASON.EVICTED)
     assert remembered.mean() >= 0.99
     never = np.random.default_rng(6).integers(0, 256, (20_000, 16), dtype=np.uint8)
     assert (history.why(never) == int(REASON.NEVER_STORED)).mean() >= 0.9999

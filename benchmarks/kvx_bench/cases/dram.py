@@ -109,9 +109,7 @@ class _Bench:
         )
 
     def _space(self, cache: kvx.TieredCache) -> kvx.CacheSpace:
-        return cache.namespace(
-            model="bench", dtype="uint8", block_bytes=self._source.shape[1]
-        )
+        return cache.namespace(model="bench", dtype="uint8", block_bytes=self._source.shape[1])
 
     def _put(self, cache: kvx.TieredCache, space: kvx.CacheSpace) -> Sample:
         cache.clear()

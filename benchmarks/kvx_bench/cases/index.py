@@ -41,9 +41,9 @@ class IndexCase:
         evictions: list[list[float]] = []
         for _ in range(options.repeats):
             index = _new_index(num_keys)
-            inserts.append(_each_batch(keys[:num_keys], lambda batch: _insert(index, batch)))
+            inserts.append(_insert_all(index, keys[:num_keys]))
             bytes_per_key = index.stats()["memory_bytes"] / num_keys
-            evictions.append(_each_batch(keys[num_keys:], lambda batch: _insert(index, batch)))
+            evictions.append(_insert_all(index, keys[num_keys:]))
         note = f"{bytes_per_key:.1f} bytes a key"
         yield _row("index.insert", num_keys, inserts, _ordered_dict_rate(keys[:num_keys]), note)
         yield _row("index.insert-evict", num_keys, evictions, None, "at capacity, LRU")
@@ -65,19 +65,16 @@ def _matches(
         assert (counts == _BATCH).all(), "every prefix is there"
 
     rounds = options.repeats
-    batched = [_each(np.split(order[: len(order) // 16 * 16], len(order) // 16), many)]
-    batched += [
-        _each(np.split(order[: len(order) // 16 * 16], len(order) // 16), many)
-        for _ in range(rounds - 1)
-    ]
+    calls = np.split(order[: len(order) // 16 * 16], len(order) // 16)
+    batched = [_each(calls, many) for _ in range(rounds)]
     yield _row(
-        "index.match", len(order) // 16 * 16 * _BATCH, batched, None,
+        "index.match", len(calls) * 16 * _BATCH, batched, None,
         "512-key prefixes in random order, 16 a call",
     )  # fmt: skip
     for is_touch, variant in ((False, "one"), (True, "one-touch")):
 
         def one(row: int, *, touch: bool = is_touch) -> None:
-            index.match(requests[row], _NOW_MS, touch, False)
+            index.match(requests[row], _NOW_MS, touch=touch, pin=False)
 
         runs = [_each(order.tolist(), one) for _ in range(rounds)]
         yield _row(f"index.match.{variant}", whole, runs, None, "one 512-key prefix a call")
@@ -93,11 +90,9 @@ def _insert(index: _core.BlockIndex, keys: npt.NDArray[np.uint8]) -> None:
     index.insert(keys, np.zeros(len(keys), np.uint64), 0, 0, _NOW_MS)
 
 
-def _each_batch(
-    keys: npt.NDArray[np.uint8], work: Callable[[npt.NDArray[np.uint8]], None]
-) -> list[float]:
+def _insert_all(index: _core.BlockIndex, keys: npt.NDArray[np.uint8]) -> list[float]:
     batches = [keys[at : at + _BATCH] for at in range(0, len(keys), _BATCH)]
-    return _each(batches, work)
+    return _each(batches, lambda batch: _insert(index, batch))
 
 
 def _each(items: list, work: Callable[..., None]) -> list[float]:  # type: ignore[type-arg]
@@ -109,9 +104,7 @@ def _each(items: list, work: Callable[..., None]) -> list[float]:  # type: ignor
     return times
 
 
-def _row(
-    key: str, num_keys: int, runs: list[list[float]], limit: float | None, note: str
-) -> Row:
+def _row(key: str, num_keys: int, runs: list[list[float]], limit: float | None, note: str) -> Row:
     seconds = statistics.median(sum(run) for run in runs)
     p50_us, p99_us = percentiles_us([one for run in runs for one in run])
     rate = num_keys / seconds

@@ -14,6 +14,7 @@ from kvx_bench.row import Row, paired, throughput_row, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     import numpy.typing as npt
 
     from kvx_bench.case import Options
@@ -40,7 +41,7 @@ class NvmeCase:
         """1024 x 2 MiB, and a quarter of the bytes in 16 KiB blocks."""
         total_bytes = _total_bytes(options)
         source = prefaulted(total_bytes, fill=5)
-        source[:: 4096] = np.random.default_rng(3).integers(0, 256, len(source[::4096]), np.uint8)
+        source[::4096] = np.random.default_rng(3).integers(0, 256, len(source[::4096]), np.uint8)
         target = prefaulted(total_bytes, fill=0)
         for name, block_bytes in _SIZES.items():
             size_bytes = total_bytes if name == "2MiB" else total_bytes // 4
@@ -112,9 +113,7 @@ class _Bench:
         return max(64 << 20, self._source.nbytes // 4)
 
     def _space(self, cache: kvx.TieredCache) -> kvx.CacheSpace:
-        return cache.namespace(
-            model="bench", dtype="uint8", block_bytes=self._source.shape[1]
-        )
+        return cache.namespace(model="bench", dtype="uint8", block_bytes=self._source.shape[1])
 
     def _put(self, cache: kvx.TieredCache, space: kvx.CacheSpace) -> Sample:
         cache.clear()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
-from kvx_server.demo.child import NUM_CONVERSATIONS, NUM_TURNS, Report
+from kvx_server.demo.child import NUM_CONVERSATIONS, NUM_TURNS, SCRAMBLED, Report
 
 _WAYS = {
-    "cold": "recomputed",
-    "first": "as it comes",
-    "dram": "from DRAM",
-    "nvme": "from NVMe",
-    "restart": "killed, restarted",
-    "damaged": "disk damaged",
+    "cold": "recomp.",
+    "first": "growing",
+    "dram": "DRAM",
+    "nvme": "NVMe",
+    "restart": "kill -9",
+    "damaged": "damaged",
 }
 # What must serve the turns of a way: the tiers, of which at least one has to appear.
 _SERVED_BY = {"dram": {"DRAM"}, "nvme": {"NVME", "DRAM"}, "restart": {"NVME", "DRAM"}}
@@ -25,9 +26,13 @@ class Board:
         """Start empty."""
         self._reports: dict[tuple[str, int], dict[str, Report]] = {}
         self._repeated: list[Report] = []
+        self._scrambled = ""
 
     def add(self, report: Report) -> None:
         """Take a report in; the cold runs of later processes are only compared."""
+        if report.way == SCRAMBLED:
+            self._scrambled = report.text
+            return
         turn = self._reports.setdefault((report.title, report.turn), {})
         if report.way in turn:
             self._repeated.append(report)
@@ -36,19 +41,24 @@ class Board:
 
     def render(self) -> Table:
         """Return the table as it stands."""
-        table = Table(title="time to first token, ms (tokens reused)", title_justify="left")
-        table.add_column("conversation")
-        table.add_column("turn", justify="right")
-        table.add_column("prompt", justify="right")
+        table = Table(
+            title="Time to first token, ms; below it the tokens reused from DRAM (D) and NVMe (N)",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 0, 0, 1),
+            pad_edge=False,
+        )
+        table.add_column("topic, turn", no_wrap=True)
+        table.add_column("prompt", justify="right", no_wrap=True)
         for heading in _WAYS.values():
-            table.add_column(heading, justify="right")
-        table.add_column("tokens")
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("tokens", no_wrap=True)
         for (title, number), turn in self._reports.items():
             cold = turn["cold"]
             cells = [_cell(turn.get(way)) for way in _WAYS]
             same = all(report.tokens == cold.tokens for report in turn.values())
-            verdict = "[green]identical[/]" if same else "[red]DIFFERENT[/]"
-            table.add_row(title, str(number), str(cold.prompt_tokens), *cells, verdict)
+            verdict = "[green]same[/]" if same else "[red]DIFFER[/]"
+            table.add_row(f"{title[:10]} {number}", str(cold.prompt_tokens), *cells, verdict)
         return table
 
     def problems(self) -> list[str]:
@@ -77,10 +87,10 @@ class Board:
         ]
         return found
 
-    def sample(self) -> str:
-        """Return what the model answered in the last turn."""
+    def samples(self) -> tuple[str, str]:
+        """Return what the model answered in the last turn: from verified and from damaged KV."""
         last = list(self._reports.values())[-1]
-        return next(iter(last.values())).text
+        return next(iter(last.values())).text, self._scrambled
 
     def verdict(self, *, is_good: bool) -> str:
         """Return the one line that says what was shown."""
@@ -102,7 +112,8 @@ class Board:
 def _cell(report: Report | None) -> str:
     if report is None:
         return ""
-    reused = ", ".join(f"{count} {tier}" for tier, count in report.reused.items())
-    if not reused and report.way == "damaged":
-        reused = report.reason
-    return f"{report.ttft_s * 1e3:.0f}" + (f" ({reused})" if reused else "")
+    lines = [f"{report.ttft_s * 1e3:.0f}"]
+    lines += [f"[dim]{count} {tier[0]}[/]" for tier, count in report.reused.items()]
+    if not report.reused and report.way == "damaged":
+        lines.append(f"[dim]{report.reason}[/]")
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import kvx
 from kvx_server.demo.conversation import Conversation, conversations, prompt
-from kvx_server.demo.prefix_cache import KvxPrefixCache
+from kvx_server.demo.prefix_cache import KvxPrefixCache, Scrambling
 from kvx_server.engine.engine import Engine
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ MODEL = Path(__file__).parent.parent / "engine" / "tiny_llama"
 BLOCK_TOKENS = 64
 NUM_BLOCKS = 96
 ANSWER_TOKENS = 32
+SCRAMBLED = "scrambled"
 NUM_CONVERSATIONS = 2
 NUM_TURNS = 4
 _REWARM_WAIT_S = 20.0
@@ -34,7 +35,7 @@ class Report:
     """One turn, run in one way.
 
     Attributes:
-        way: Where the KV came from: cold, first, dram, nvme, restart or damaged.
+        way: Where the KV came from: cold, first, dram, nvme, restart, damaged or scrambled.
         title: Of the conversation.
         turn: Its number, from 1.
         prompt_tokens: Length of the prompt.
@@ -94,8 +95,8 @@ class Runner:
         self.engine = Engine.load(MODEL, NUM_BLOCKS, BLOCK_TOKENS)
         self._answers: dict[str, list[str]] = {}
 
-    def run(self, way: str, prefix_cache: KvxPrefixCache | None) -> Iterator[Report]:
-        """Yield a report for every turn; the answers of the first way are what the user replies to."""
+    def run(self, way: str, prefix_cache: KvxPrefixCache | Scrambling | None) -> Iterator[Report]:
+        """Yield a report for every turn; the user replies to the answers of the first way."""
         for conversation in conversations(NUM_CONVERSATIONS, NUM_TURNS):
             answers = self._answers.setdefault(conversation.title, [])
             for turn in range(NUM_TURNS):
@@ -110,7 +111,7 @@ class Runner:
         conversation: Conversation,
         turn: int,
         answers: Sequence[str],
-        prefix_cache: KvxPrefixCache | None,
+        prefix_cache: KvxPrefixCache | Scrambling | None,
     ) -> Report:
         tokens = self.engine.tokenizer.encode(prompt(conversation, turn, answers))
         made = self.engine.generate(tokens, ANSWER_TOKENS, prefix_cache=prefix_cache)
@@ -146,7 +147,11 @@ def main() -> None:
     else:
         with open_cache(directory, rewarm=stage == "restart") as cache:
             _wait_for_rewarm(cache)
-            _say(runner.run(stage, connect(runner.engine, cache)))
+            prefix_cache = connect(runner.engine, cache)
+            _say(runner.run(stage, prefix_cache))
+            if stage == "damaged":
+                *_, last = runner.run(SCRAMBLED, Scrambling(prefix_cache, runner.engine))
+                _say(iter([last]))
     _emit({"stage": "done"})
 
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+_LEGEND = (
+    "recomp.: without a cache; growing: as the conversation goes on; DRAM, NVMe: the same prompt "
+    "again, served from there; kill -9: by a new process after the old one was killed; damaged: "
+    "after one bit of every block on disk was flipped"
+)
+
 HELP = "conversations over long text: KV from DRAM, from NVMe, after kill -9, and damaged"
 
 
@@ -60,7 +66,11 @@ def run(options: argparse.Namespace) -> int:
     problems = board.problems()
     for problem in problems:
         console.print(f"[red]{problem}[/]")
-    console.print(f"\nsample answer: {board.sample()!r}")
+    answer, scrambled = board.samples()
+    console.print()
+    console.print(f"the last answer, from verified KV:      {answer!r}")
+    console.print(f"from the same KV, damaged and unverified: {scrambled!r}")
+    console.print(f"[dim]{_LEGEND}[/]")
     console.print(board.verdict(is_good=not problems))
     return 1 if problems else 0
 

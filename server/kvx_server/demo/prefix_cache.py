@@ -51,3 +51,33 @@ class KvxPrefixCache:
         """Store blocks; they are in DRAM when this returns and on their way to NVMe."""
         source = self._view.slots(np.array(block_ids, np.int64))
         self._space.offload(list(hashes), source).wait()
+
+
+class Scrambling:
+    """What happens without checksums: the KV of every loaded block is shifted a little."""
+
+    def __init__(self, inner: KvxPrefixCache, engine: Engine) -> None:
+        """Load with `inner`, then damage what it loaded."""
+        self._inner = inner
+        self._engine = engine
+
+    @property
+    def tokens_by_tier(self) -> dict[str, int]:
+        """As of `KvxPrefixCache`."""
+        return self._inner.tokens_by_tier
+
+    @property
+    def last_reason(self) -> kvx.MissReason:
+        """As of `KvxPrefixCache`."""
+        return self._inner.last_reason
+
+    def load(self, hashes: Sequence[bytes], block_ids: Sequence[int]) -> int:
+        """Fill the leading blocks with KV that is one element off."""
+        loaded = self._inner.load(hashes, block_ids)
+        for block in block_ids[:loaded]:
+            values = self._engine.cache.blocks[block]
+            values[:] = np.roll(values, 1)
+        return loaded
+
+    def save(self, hashes: Sequence[bytes], block_ids: Sequence[int]) -> None:
+        """Keep nothing: what is computed from damaged KV is damaged."""

@@ -19,7 +19,7 @@ class ModelFormatError(EngineError, ValueError):
     """A file of the model folder is damaged, missing, or asks for what is not supported."""
 
 
-class BlocksExhausted(EngineError):  # noqa: N818 - reads as what happened, like StopIteration
+class BlocksExhausted(EngineError):
     """There are not enough free blocks.
 
     Attributes:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.cache.disk.disk_samples import files_of, make_records, open_store, write_all
 
 from kvx.cache.disk import format as disk_format
 from kvx.errors import (
@@ -20,6 +19,7 @@ from kvx.errors import (
     UnavailableError,
     UsageError,
 )
+from tests.cache.disk.disk_samples import files_of, make_records, open_store, write_all
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.cache.disk.disk_samples import make_records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from kvx.cache.disk.record import (
     unpack_records,
 )
 from kvx.errors import IncompatibleError, StorageError, UsageError
+from tests.cache.disk.disk_samples import make_records
 
 UUID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff").bytes
 SUPERBLOCK = Superblock(

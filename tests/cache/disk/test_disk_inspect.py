@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.cache.disk.disk_samples import NOW_S, files_of, make_records, open_store, write_all
 
 from kvx.cache.disk.inspect import HEAT_BUCKETS, describe, iter_blocks
 from kvx.errors import StorageError, UsageError
+from tests.cache.disk.disk_samples import NOW_S, files_of, make_records, open_store, write_all
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.cache.disk.disk_samples import NOW_S, bytes_at, make_records, open_store, write_all
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -16,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvx.cache.disk import BlockRecords, DiskStore, RecoveredPool
 from kvx.cache.disk.recovery import HEAT_HALF_LIFE_S, heat_order
 from kvx.errors import StorageError, UsageError
+from tests.cache.disk.disk_samples import NOW_S, bytes_at, make_records, open_store, write_all
 
 KEYS = [bytes([n]) * 16 for n in range(6)]
 

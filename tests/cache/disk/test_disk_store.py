@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.cache.disk.disk_samples import NOW_S, files_of, make_records, open_store, write_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from kvx.errors import (
     StorageError,
     UsageError,
 )
+from tests.cache.disk.disk_samples import NOW_S, files_of, make_records, open_store, write_all
 
 
 @pytest.fixture

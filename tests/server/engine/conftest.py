@@ -39,6 +39,6 @@ def load_engine() -> Callable[..., Engine]:
     """Return a function that loads the tiny model with other blocks."""
 
     def load(**arguments: int | str) -> Engine:
-        return Engine.load(tiny_llama_folder(), **arguments)  # type: ignore[arg-type]
+        return Engine.load(tiny_llama_folder(), **arguments)
 
     return load

@@ -80,7 +80,7 @@ def test_refuses_bad_shape() -> None:
     with pytest.raises(ValueError, match="positive"):
         BlockShape(2, 0, 3, 2, "float32")
     with pytest.raises(ValueError, match="kv_dtype"):
-        BlockShape(2, 4, 3, 2, "int8")  # type: ignore[arg-type]
+        BlockShape(2, 4, 3, 2, "int8")
     with pytest.raises(ValueError, match="num_blocks"):
         PagedKvCache(_SHAPE, num_blocks=0)
 

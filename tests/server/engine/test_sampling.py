@@ -75,4 +75,4 @@ def test_refuses_logits_that_are_not_finite(value: float) -> None:
 )
 def test_refuses_values(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
-        Sampling(**values)  # type: ignore[arg-type]
+        Sampling(**values)
