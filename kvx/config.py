@@ -290,7 +290,13 @@ class CacheConfig:
             ConfigError: Unknown key or malformed value; names the key, the value, what is accepted.
         """
         plain = source if isinstance(source, cls | Mapping) else _read(source)
-        return decode(cls, _with_environment(decode(cls, plain), os.environ))
+        config = decode(cls, plain)
+        try:
+            return decode(cls, _with_environment(config, os.environ))
+        except ConfigError as error:
+            # The rest was valid already, so a variable is to blame.
+            names = ", ".join(sorted(name for name in os.environ if name.startswith("KVX_")))
+            raise ConfigError(f"{error}; set in the environment: {names}", key=error.key) from None
 
     @property
     def dram(self) -> DramTierConfig:
@@ -371,12 +377,7 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> di
         dataclasses.replace(tenant, salt=environment.get(_salt_variable(tenant), tenant.salt))
         for tenant in config.tenants
     ]
-    try:
-        return decode(CacheConfig, plain)
-    except ConfigError as error:
-        # The rest was valid already, so a variable is to blame.
-        names = ", ".join(sorted(name for name in environment if name.startswith("KVX_")))
-        raise ConfigError(f"{error}; set in the environment: {names}", key=error.key) from None
+    return plain
 
 
 def _number(text: str) -> object:
