@@ -202,10 +202,6 @@ class TenantConfig:
         """Check every value."""
         validate(self)
 
-    def quota_bytes(self, tier: str) -> int | None:
-        """Return the quota in a tier given by name."""
-        return {"dram": self.dram_quota_bytes, "nvme": self.nvme_quota_bytes}.get(tier)
-
 
 def _tiers(source: object) -> tuple[DramTierConfig | NvmeTierConfig, ...]:
     """Decode the list of tiers by their kind; DRAM comes first and each kind at most once."""
@@ -350,8 +346,8 @@ def _read(source: object) -> object:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> dict[str, object]:
-    """Return the configuration as a mapping with the overrides in it."""
+def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> CacheConfig:
+    """Return the configuration with the overrides in it."""
     top = {
         name: environment[f"KVX_{name.upper()}"]
         for name in ("io_backend", "copy_threads", "deadline_s")

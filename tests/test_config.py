@@ -344,17 +344,6 @@ def test_namespaces_get_their_tenants_salt() -> None:
         EVERYTHING.namespace({**facts, "modle": "m"})
 
 
-def test_quotas_by_tier_name() -> None:
-    tenant = EVERYTHING.tenant("a")
-    assert tenant is not None
-    assert [tenant.quota_bytes(tier) for tier in ("dram", "nvme", "s3")] == [
-        1 << 30,
-        10 << 30,
-        None,
-    ]
-    assert EVERYTHING.tenant("b") is None
-
-
 def test_a_configuration_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         EVERYTHING.deadline_s = 1.0  # type: ignore[misc]

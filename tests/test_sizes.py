@@ -34,7 +34,7 @@ def test_fractions_are_exact_or_refused(
     number: object,
     unit: str,
     space: str,
-    is_lower: bool,  # noqa: FBT001
+    is_lower: bool,
 ) -> None:
     text = f" {number}{space}{unit.lower() if is_lower else unit} "
     exact = Fraction(str(number)) * UNITS[unit]
