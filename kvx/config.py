@@ -286,13 +286,7 @@ class CacheConfig:
             ConfigError: Unknown key or malformed value; names the key, the value, what is accepted.
         """
         plain = source if isinstance(source, cls | Mapping) else _read(source)
-        config = decode(cls, plain)
-        try:
-            return decode(cls, _with_environment(config, os.environ))
-        except ConfigError as error:
-            # The rest was valid already, so a variable is to blame.
-            names = ", ".join(sorted(name for name in os.environ if name.startswith("KVX_")))
-            raise ConfigError(f"{error}; set in the environment: {names}", key=error.key) from None
+        return decode(cls, _with_environment(decode(cls, plain), os.environ))
 
     @property
     def dram(self) -> DramTierConfig:
@@ -373,7 +367,12 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> Ca
         dataclasses.replace(tenant, salt=environment.get(_salt_variable(tenant), tenant.salt))
         for tenant in config.tenants
     ]
-    return plain
+    try:
+        return decode(CacheConfig, plain)
+    except ConfigError as error:
+        # The rest was valid already, so a variable is to blame.
+        names = ", ".join(sorted(name for name in environment if name.startswith("KVX_")))
+        raise ConfigError(f"{error}; set in the environment: {names}", key=error.key) from None
 
 
 def _number(text: str) -> object:
