@@ -308,9 +308,13 @@ class Flusher:
             if is_failed:
                 self._abort(batch)
                 continue
-            batch.nvme_pool.index.commit(batch.slots, batch.generations, batch.checksums)
-            for namespace_id in np.unique(batch.namespace_ids).tolist():
-                keys = batch.keys[batch.namespace_ids == namespace_id]
+            stands = batch.nvme_pool.index.commit(batch.slots, batch.generations, batch.checksums)
+            if not stands.all():
+                # Dropped meanwhile, maybe before the records were set: they must not come back.
+                self._nvme.kill_records(batch.nvme_pool, batch.slots[~stands])
+            kept = batch.only(stands)
+            for namespace_id in np.unique(kept.namespace_ids).tolist():
+                keys = kept.keys[kept.namespace_ids == namespace_id]
                 self._shared.note_stored(namespace_id, TierKind.NVME, keys)
             self._let_go(batch, MissReason.HIT)
         self._note_idle()

@@ -140,7 +140,7 @@ def test_no_window_of_24_hours_exceeds_the_budget(steps: list[tuple[float, int]]
         day = [n for at_s, n in written if at_s > clock.now_s - DAY_S]
         assert sum(day) <= 25
         longer = [n for at_s, n in written if at_s > clock.now_s - DAY_S - 1800]
-        assert count == offered or sum(longer) == 25
+        assert count == offered or sum(longer) >= 25
 
 
 def test_a_clock_that_steps_back_does_no_harm() -> None:
