@@ -30,14 +30,20 @@ def as_hash_array(hashes: Sequence[bytes] | npt.NDArray[np.uint8]) -> npt.NDArra
     if isinstance(hashes, np.ndarray):
         array = hashes
     else:
-        lengths = {len(one) for one in hashes}
+        try:
+            lengths = {len(one) for one in hashes}
+            joined = b"".join(hashes)
+        except TypeError as error:
+            raise UsageError(f"hashes must be a list of bytes, or an array: {error}") from None
         if len(lengths) != 1:
             raise UsageError(
                 "no hashes were given" if not lengths else f"hashes of lengths {sorted(lengths)}"
             )
-        array = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1)
+        array = np.frombuffer(joined, np.uint8).reshape(len(hashes), -1)
     if array.dtype != np.uint8 or array.ndim != 2 or len(array) == 0:  # noqa: PLR2004
-        raise UsageError(f"hashes must be (n >= 1, k) uint8, not {array.shape} {array.dtype}")
+        raise UsageError(
+            f"hashes must be (n, k) uint8 with n >= 1, not {array.shape} {array.dtype}"
+        )
     if not 1 <= array.shape[1] <= HASH_BYTES_MAX:
         raise UsageError(f"a hash has 1 to {HASH_BYTES_MAX} bytes, not {array.shape[1]}")
     return np.ascontiguousarray(array)

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -100,6 +100,10 @@ class AdmissionConfig:
     min_frequency: int = _setting(1, minimum=1, maximum=15)  # type: ignore[assignment]
     bytes_per_day: int | None = _setting(None, minimum=1)  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+
 
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
@@ -112,6 +116,10 @@ class BreakerConfig:
 
     failures: int = _setting(3, minimum=1)  # type: ignore[assignment]
     reset_s: float = _setting(5.0, minimum=0.001)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +198,10 @@ class TenantConfig:
     dram_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
     nvme_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+
 
 def _tiers(source: object) -> tuple[DramTierConfig | NvmeTierConfig, ...]:
     """Decode the list of tiers by their kind; DRAM comes first and each kind at most once."""
@@ -220,8 +232,17 @@ def _tier(place: int, source: object) -> DramTierConfig | NvmeTierConfig:
 
 def _tenants(source: object) -> tuple[TenantConfig, ...]:
     if not isinstance(source, Sequence) or isinstance(source, str | bytes):
-        raise ConfigError(" is not a list of tenants")
-    return tuple(decode(TenantConfig, one) for one in source)
+        raise ConfigError(f" is {source!r}, but a list of tenants is needed")
+    found = []
+    for place, one in enumerate(source):
+        try:
+            found.append(decode(TenantConfig, one))
+        except ConfigError as error:
+            raise prefixed(error, f"[{place}]") from None
+    names = [tenant.name for tenant in found]
+    if len(set(names)) != len(names):
+        raise rejected("", names, "each tenant once")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +276,7 @@ class CacheConfig:
         validate(self)
 
     @classmethod
-    def load(cls, source: object) -> Self:
+    def load(cls, source: object) -> "CacheConfig":
         """Return the configuration that `source` describes, environment included.
 
         Args:
@@ -319,8 +340,8 @@ def _read(source: object) -> object:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> dict[str, object]:
-    """Return the configuration as a mapping with the overrides in it."""
+def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> CacheConfig:
+    """Return the configuration with the overrides in it."""
     top = {
         name: environment[f"KVX_{name.upper()}"]
         for name in ("io_backend", "copy_threads", "deadline_s")
@@ -346,7 +367,12 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> di
         dataclasses.replace(tenant, salt=environment.get(_salt_variable(tenant), tenant.salt))
         for tenant in config.tenants
     ]
-    return plain
+    try:
+        return decode(CacheConfig, plain)
+    except ConfigError as error:
+        # The rest was valid already, so a variable is to blame.
+        names = ", ".join(sorted(name for name in environment if name.startswith("KVX_")))
+        raise ConfigError(f"{error}; set in the environment: {names}", key=error.key) from None
 
 
 def _number(text: str) -> object:

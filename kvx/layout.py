@@ -121,7 +121,9 @@ class BlockView:
             UsageError: It has another shape or dtype.
         """
         if not isinstance(blocks, np.ndarray) or blocks.ndim != 2:  # noqa: PLR2004
-            raise UsageError(f"blocks must be (n, block_bytes) uint8, not {_shown(blocks)}")
+            raise UsageError(
+                f"blocks must be an (n, block_bytes) uint8 array, not {_shown(blocks)}"
+            )
         return cls(KVLayout.opaque(blocks.shape[1]), [blocks])
 
     def slots(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> BlockSelection:
@@ -130,14 +132,16 @@ class BlockView:
         Raises:
             UsageError: A number is not one of a block.
         """
-        numbers = np.ascontiguousarray(ids, np.int64)
+        numbers = np.array(ids)  # a copy: the selection outlives what the caller does to `ids`
         if numbers.ndim != 1:
             raise UsageError(f"block ids must be one-dimensional, not {numbers.shape}")
+        if len(numbers) and numbers.dtype.kind not in "iu":
+            raise UsageError(f"block ids must be whole numbers, not {numbers.dtype}")
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.num_blocks:
             raise UsageError(
                 f"block ids {numbers.min()} to {numbers.max()}; there are {self.num_blocks} blocks"
             )
-        return BlockSelection(self, numbers)
+        return BlockSelection(self, numbers.astype(np.int64))
 
     @property
     def is_writable(self) -> bool:

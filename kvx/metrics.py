@@ -72,7 +72,7 @@ class Counter(_Metric):
     def lines(self) -> list[str]:
         """Return the samples as text."""
         with self._lock:
-            return [f"{self._labelled(key)} {value:g}" for key, value in self._values.items()]
+            return [f"{self._labelled(key)} {_shown(value)}" for key, value in self._values.items()]
 
 
 class Gauge(_Metric):
@@ -87,7 +87,7 @@ class Gauge(_Metric):
 
     def lines(self) -> list[str]:
         """Return the sample as text."""
-        return [f"{self.name} {self._read():g}"]
+        return [f"{self.name} {_shown(self._read())}"]
 
 
 class Histogram(_Metric):
@@ -122,7 +122,7 @@ class Histogram(_Metric):
                     edge = "+Inf" if bound is None else f"{bound:g}"
                     name = self._labelled(values, "_bucket", f'le="{edge}"')
                     found.append(f"{name} {total}")
-                found.append(f"{self._labelled(values, '_sum')} {self._sums[values]:g}")
+                found.append(f"{self._labelled(values, '_sum')} {_shown(self._sums[values])}")
                 found.append(f"{self._labelled(values, '_count')} {total}")
         return found
 
@@ -150,7 +150,7 @@ class Registry:
         """Return everything as Prometheus text."""
         lines = []
         for metric in self._metrics.values():
-            lines.append(f"# HELP {metric.name} {_escaped(metric.explanation)}")
+            lines.append(f"# HELP {metric.name} {_escaped_help(metric.explanation)}")
             lines.append(f"# TYPE {metric.name} {metric.kind}")
             lines += metric.lines()
         return "\n".join(lines) + "\n"
@@ -162,5 +162,14 @@ class Registry:
         return metric
 
 
+def _shown(value: float) -> str:
+    """Return the shortest text that reads back as the same number: counters of bytes are large."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _escaped_help(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    return _escaped_help(text).replace('"', '\\"')

@@ -1,8 +1,8 @@
 """A namespace: everything two blocks must agree on, beside their hash, to be the same block.
 
-Engines' block hashes cover tokens, not model, dtype, layout, parallel rank or tenant. kvx puts all
-of that into a 16-byte fingerprint and every block's key is a digest under it, so a block of another
-model can never be found, let alone served.
+Engines' block hashes cover tokens, not model, dtype, layout, parallel rank or tenant. kvx puts
+all of that into a 16-byte fingerprint and every block's key is a digest under it, so a block of
+another model can never be found, let alone served.
 """
 
 from __future__ import annotations
@@ -68,13 +68,16 @@ class Namespace:
             value = getattr(self, one.name)
             wanted = int if one.type == "int" else str
             if type(value) is not wanted:
-                raise UsageError(f"namespace {one.name} must be {wanted.__name__}, not {value!r}")
+                shown = repr(value) if one.repr else type(value).__name__
+                raise UsageError(f"namespace {one.name} must be {wanted.__name__}, not {shown}")
         if not self.model or not self.dtype:
             raise UsageError("a namespace needs a model and a dtype")
         if not BLOCK_BYTES_MIN <= self.block_bytes <= BLOCK_BYTES_MAX:
             raise UsageError(
                 f"block_bytes is {self.block_bytes}; {BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX} fit"
             )
+        if self.block_tokens < 0:
+            raise UsageError(f"block_tokens is {self.block_tokens}; 0 where they are not known")
         for rank, size in ((self.tp_rank, self.tp_size), (self.pp_rank, self.pp_size)):
             if not 0 <= rank < size:
                 raise UsageError(f"rank {rank} is not among {size} ranks")

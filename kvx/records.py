@@ -51,7 +51,7 @@ def rejected(key: str, value: object, accepted: str) -> ConfigError:
 
 def prefixed(error: ConfigError, prefix: str) -> ConfigError:
     """Return `error` seen from one level up."""
-    joint = "" if not prefix or error.key.startswith("[") else "."
+    joint = "" if not prefix or not error.key or error.key.startswith("[") else "."
     return ConfigError(f"{prefix}{joint}{error}", key=f"{prefix}{joint}{error.key}")
 
 
@@ -90,7 +90,7 @@ def decode(record: type[RecordT], source: object) -> RecordT:
             raise unknown_key(str(key), by_key)
         if name in values:
             raise ConfigError(f"{key}: given twice, as {' and '.join(spellings(name))}", key=key)
-        values[name] = _convert(key, value, hints[name], setting_of(fields[name]))
+        values[name] = _convert(key, value, hints[name], fields[name])
     for field in fields.values():
         has_default = field.default is not dataclasses.MISSING
         has_default |= field.default_factory is not dataclasses.MISSING
@@ -117,7 +117,10 @@ def validate(record: "DataclassInstance") -> None:
     for field in dataclasses.fields(record):
         value, setting = getattr(record, field.name), setting_of(field)
         hint, is_optional = _without_none(hints[field.name])
-        if (value is None and is_optional) or setting.decode is not None:
+        if setting.decode is not None:
+            _check_decoded(field.name, value, setting.decode)
+            continue
+        if value is None and is_optional:
             continue
         if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
             continue
@@ -167,9 +170,8 @@ def _plain(name: str, value: object, *, is_masked: bool) -> object:
     return value
 
 
-def _convert(  # noqa: C901 - one branch for each type there is
-    key: str, value: object, hint: object, setting: Setting
-) -> object:
+def _convert(key: str, value: object, hint: object, field: "dataclasses.Field[object]") -> object:
+    setting = setting_of(field)
     hint, is_optional = _without_none(hint)
     if value is None and is_optional:
         return None
@@ -180,20 +182,35 @@ def _convert(  # noqa: C901 - one branch for each type there is
             return decode(hint, value)
     except ConfigError as error:
         raise prefixed(error, key) from None
+    return _convert_scalar(key, value, hint, field)
+
+
+def _convert_scalar(
+    key: str, value: object, hint: object, field: "dataclasses.Field[object]"
+) -> object:
+    setting = setting_of(field)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _convert_enum(key, value, hint)
-    if hint is Path and isinstance(value, str | Path) and str(value):
-        return Path(value)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is bytes and isinstance(value, str | bytes):
-        return value.encode() if isinstance(value, str) else value
-    if hint is str and isinstance(value, str):
-        return value
+    if hint is int and "bytes" in field.name.split("_"):
+        return _convert_size(key, value, setting)
     if hint in (int, float):
         return _convert_number(key, value, is_float=hint is float, setting=setting)
+    if hint is Path and isinstance(value, str | Path) and str(value):
+        return Path(value)
+    if hint in (bool, str) and isinstance(value, bool | str) and type(value) is hint:
+        return value
     shown = MASK if setting.is_secret else value
     raise rejected(key, shown, f"a value of type {getattr(hint, '__name__', hint)}")
+
+
+def _check_decoded(key: str, value: object, decode_value: Decoder) -> None:
+    """Accept what the field's own decoder accepts and would leave as it is."""
+    try:
+        decoded = decode_value(value)
+    except ConfigError as error:
+        raise prefixed(error, key) from None
+    if decoded != value:
+        raise rejected(key, value, f"{type(decoded).__name__} of records, or plain values to load")
 
 
 def _convert_enum(key: str, value: object, hint: type[StrEnum]) -> StrEnum:
@@ -204,26 +221,22 @@ def _convert_enum(key: str, value: object, hint: type[StrEnum]) -> StrEnum:
 
 
 def _convert_number(key: str, value: object, *, is_float: bool, setting: Setting) -> float:
-    number: float
-    if key.endswith("_bytes") or isinstance(value, str):
-        number = _convert_size(key, value)
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise rejected(key, value, "a number")
-    elif is_float:
-        number = float(value)
-    elif isinstance(value, int):
-        number = value
-    else:
+    if not is_float and not isinstance(value, int):
         raise rejected(key, value, "a whole number")
+    number = float(value) if is_float else value
     _check_bounds(key, value, number, setting)
     return number
 
 
-def _convert_size(key: str, value: object) -> int:
+def _convert_size(key: str, value: object, setting: Setting) -> int:
     try:
-        return sizes.parse_bytes(typing.cast("int | str", value))
+        number = sizes.parse_bytes(typing.cast("int | str", value))
     except UsageError:
         raise rejected(key, value, sizes.ACCEPTED) from None
+    _check_bounds(key, value, number, setting)
+    return number
 
 
 def _check_bounds(key: str, shown: object, number: float, setting: Setting) -> None:

@@ -10,7 +10,7 @@ from kvx.errors import UsageError
 
 ACCEPTED = 'a number of bytes or a size such as 4096, "512MB", "8GiB" or "1.5TiB"'
 
-_UNITS = {"": 1, "b": 1} | {
+_UNITS: dict[str, int] = {"": 1, "b": 1} | {
     f"{prefix}{word}": base**power
     for word, base in (("ib", 1024), ("b", 1000))
     for power, prefix in enumerate("kmgtp", start=1)
@@ -35,8 +35,8 @@ def parse_bytes(value: int | str) -> int:
         raise UsageError(f"{value!r} is not a size; accepted: {ACCEPTED}")
     whole, _, fraction = found[1].partition(".")
     # In integers, because a float loses bytes above 8 PiB.
-    scaled: int
-    scaled, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
+    scale: int = 10 ** len(fraction)
+    scaled, rest = divmod(int(whole + fraction) * unit, scale)
     if rest:
         raise UsageError(f"{value!r} is not a whole number of bytes")
     return scaled

@@ -8,6 +8,7 @@ cache never waits for a subscriber.
 from __future__ import annotations
 
 import collections
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.reasons import MissReason
+
+
+_log = logging.getLogger(__name__)
 
 
 class BlockStored(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -133,6 +137,9 @@ class EventLog:
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call `listener` with every new event, on the thread that caused it; it must be quick.
 
+        Events that several threads cause at the same time may come in another order than their
+        numbers. What a listener raises is logged.
+
         Returns:
             A function that ends the subscription.
         """
@@ -150,14 +157,15 @@ class EventLog:
         """Return the events from a number on, oldest first.
 
         Raises:
-            StaleReference: They are forgotten already; take a `snapshot` instead.
+            StaleReference: They are forgotten already, or the number is from the time before a
+                restart; take a `snapshot` instead.
         """
         with self._lock:
             oldest = self._next - len(self._events)
-            if from_sequence < oldest:
+            if not oldest <= from_sequence <= self._next:
                 raise StaleReference(
-                    f"events from {from_sequence} on were asked for, the oldest kept is {oldest}; "
-                    "take a snapshot and replay from behind it"
+                    f"events from {from_sequence} on were asked for, the oldest kept is {oldest} "
+                    f"and the next will be {self._next}; take a snapshot and replay from behind it"
                 )
             return [event for event in self._events if event.sequence >= from_sequence]
 
@@ -180,4 +188,8 @@ class EventLog:
             self._events.append(event)
             listeners = list(self._listeners)
         for listener in listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - logged here
+                # It runs where blocks are settled, and those must not suffer from it.
+                _log.exception("a listener failed on event %d", event.sequence)

@@ -207,7 +207,7 @@ class Onboard(Operation):
         keys = self._keys[batch.rows]
         arrived = codes == Code.OK
         kept = arrived & batch.is_shared
-        self._pool.index.commit(
+        stands = self._pool.index.commit(
             batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
         )
         self._pool.index.abort(batch.slots[~kept], batch.generations[~kept])
@@ -217,7 +217,7 @@ class Onboard(Operation):
         pool.unpin(batch.found)
         if self.shared.nvme is not None:
             self.shared.nvme.note_outcome(codes, job.errnos())
-        self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, keys[kept])
+        self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, keys[kept][stands])
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT

@@ -69,6 +69,7 @@ class TieredCache:
         self._rewarm: Rewarm | None = None
         self._is_open = True
         self._since_heat_s = 0.0
+        shared.events.take_snapshots_from(self.snapshot)
 
     @classmethod
     def open(

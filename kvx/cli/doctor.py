@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kvx_ext import _core
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; 0 whatever they are, because kvx works with fewer of them."""
-    findings = list(examine(Path(options.path)))
+    findings = list(examine(_nearest_there(Path(options.path).absolute())))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
         return 0
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = "[green]ok[/]" if finding.is_good else "[yellow]--[/]"
-        table.add_row(mark, finding.subject, finding.found, finding.remedy)
+        table.add_row(mark, *map(escape, (finding.subject, finding.found, finding.remedy)))
     Console().print(table)
     return 0
 
@@ -83,6 +84,11 @@ _EXTRAS = {
     "tokenizers": "models with their own tokenizer in the reference engine (kvx[server])",
     "aiofiles": "the aiofiles row of the NVMe benchmark (kvx[bench])",
 }
+
+
+def _nearest_there(path: Path) -> Path:
+    """Return the directory, or where it would be made: a tier makes its own when it is opened."""
+    return next(one for one in (path, *path.parents) if one.is_dir())
 
 
 def _checksum() -> Finding:

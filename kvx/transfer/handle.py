@@ -7,7 +7,9 @@ waiting, not the transfer; the deadline given when it was started ends the trans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
+import logging
 import threading
 import time
 import warnings
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 ResultT = TypeVar("ResultT")
+_log = logging.getLogger(__name__)
 
 
 class TransferState(enum.Enum):
@@ -35,7 +38,7 @@ class Driver(Protocol):
     """Whoever moves the bytes of a transfer."""
 
     def drive(self, timeout_s: float) -> None:
-        """Help the transfer along on the caller's thread, for at most about `timeout_s`."""
+        """Help the transfer along on the caller's thread for `timeout_s` at most."""
 
     def cancel(self) -> None:
         """Stop what has not begun; the transfer becomes terminal soon."""
@@ -115,15 +118,20 @@ class Transfer(Generic[ResultT]):
             if not future.done():
                 future.set_result(None)
 
-        def wake_from_any_thread() -> None:
-            loop.call_soon_threadsafe(wake)
+        def call_wake() -> None:
+            # The loop is closed when whoever awaited was stopped and is gone.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(wake)
 
-        self.add_done_callback(wake_from_any_thread)
+        self.add_done_callback(call_wake)
         yield from future
         return self._outcome()
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once when terminal: at once if it is, else on the completing thread."""
+        """Call `callback` once when terminal: at once if it is, else on the completing thread.
+
+        There, what it raises is logged: that thread completes other transfers too.
+        """
         with self._lock:
             if not self._finished.is_set():
                 self._callbacks.append(callback)
@@ -163,7 +171,10 @@ class Transfer(Generic[ResultT]):
             self._finished.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 - logged here
+                _log.exception("a callback of %s failed", self._description)
         return True
 
     def _outcome(self) -> ResultT:

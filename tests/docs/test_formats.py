@@ -1,0 +1,44 @@
+"""The worked examples of docs/formats/keys.md and events.md are what the code computes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from kvx.cache.events import BlockStored, decode_event, encode_event
+from kvx.namespace import Namespace
+from kvx_ext import _core
+
+FORMATS = Path(__file__).parents[2] / "docs/formats"
+KEYS = (FORMATS / "keys.md").read_text()
+EVENTS = (FORMATS / "events.md").read_text()
+
+
+def test_the_worked_example_of_keys() -> None:
+    example = dict(re.findall(r"^([a-z]+(?: [a-z]+)?)  +(.*)$", KEYS, re.MULTILINE))
+    facts = dict(re.findall(r"(\w+)=(\w+)", example["namespace"]))
+    namespace = Namespace(**{**facts, "block_bytes": int(facts["block_bytes"])})  # type: ignore[arg-type]
+    hashes = np.frombuffer(bytes.fromhex(example["block hash"]), np.uint8)[None]
+    keys = namespace.keys(hashes)
+    count = int(example["block"].split()[0])
+    checksum = int(_core.block_checksums(np.zeros((1, count), np.uint8), keys)[0])
+    assert namespace.fingerprint.hex() == example["fingerprint"]
+    assert f"{namespace.tenant_digest:016x}" == example["tenant digest"]
+    assert keys.tobytes().hex() == example["key"]
+    assert f"{checksum:016x}" == example["checksum"]
+
+
+def test_the_order_of_fields_is_the_one_documented() -> None:
+    assert "\n" + " ".join(one.name for one in fields(Namespace)) + "\n" in KEYS
+
+
+def test_the_example_of_events() -> None:
+    block = EVENTS.split("```\n")[1]
+    wire = bytes.fromhex("".join(line.split("   ")[0] for line in block.splitlines()))
+    event = decode_event(wire)
+    assert isinstance(event, BlockStored)
+    assert (event.sequence, event.tier, len(event.keys)) == (7, "dram", 16)
+    assert encode_event(event) == wire
