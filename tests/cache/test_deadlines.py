@@ -98,6 +98,24 @@ def test_stuck_reads_end_on_time(
     cache.check_integrity()
 
 
+def test_timers_that_come_back_at_once_hold_up_no_transfer(open_cache: Opener) -> None:
+    """Hundreds of operations that wait for room look for it again and again."""
+    space = open_space(cache := open_cache(has_nvme=False))
+    reactor = cache._shared.reactor
+    is_over = False
+
+    def again() -> None:
+        if not is_over:
+            reactor.call_later(0.0, again)
+
+    again()
+    transfer = space.offload(make_hashes(1), make_blocks(1))
+    try:
+        wait_until(lambda: transfer.poll() is TransferState.DONE, timeout_s=2.0)
+    finally:
+        is_over = True
+
+
 @pytest.mark.parametrize("verb", ["onboard", "offload"])
 def test_stuck_copies_end_on_time(open_cache: Opener, verb: str) -> None:
     """Copies cannot be cancelled: their memory is quarantined, then nothing moves any more."""
