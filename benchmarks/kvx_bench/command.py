@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kvx_bench.case import Case
     from kvx_bench.row import Row
 
+_WIDTH_MIN = 100
+
 HELP = "measure this machine and kvx on it; every row beside its limit"
 
 CASES: dict[str, Case] = {
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run what was asked for; 1 if a benchmark could not run."""
     console = Console()
+    # A table that is cut off is worth less than one that wraps in a narrow window.
+    console.width = max(console.width, _WIDTH_MIN)
     names = list(CASES) if options.name == "all" else [options.name]
     rows: list[Row] = []
     skipped = 0

@@ -85,7 +85,4 @@ def _second_pass_digests() -> dict[str, Callable[[npt.NDArray[np.uint8]], object
     }
     if find_spec("xxhash"):
         found["xxh3-64"] = import_module("xxhash").xxh3_64_intdigest
-    if find_spec("google_crc32c"):
-        crc32c = import_module("google_crc32c").value
-        found["crc32c"] = lambda block: crc32c(block.data)
     return found
