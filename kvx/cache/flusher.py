@@ -300,7 +300,8 @@ class Flusher:
         with self._lock:
             self._is_writing_records = False
             self._commit(batches, is_failed=bool(failed.any()) or job.state() != "done")
-        self.write_records()
+            # Under the lock: `flush` must not see us idle while records of drops are unwritten.
+            self.write_records()
         self.kick()
 
     def _commit(self, batches: list[_Batch], *, is_failed: bool) -> None:
@@ -308,15 +309,16 @@ class Flusher:
             if is_failed:
                 self._abort(batch)
                 continue
-            stands = batch.nvme_pool.index.commit(batch.slots, batch.generations, batch.checksums)
-            if not stands.all():
-                # Dropped meanwhile, maybe before the records were set: they must not come back.
-                self._nvme.kill_records(batch.nvme_pool, batch.slots[~stands])
-            kept = batch.only(stands)
-            for namespace_id in np.unique(kept.namespace_ids).tolist():
-                keys = kept.keys[kept.namespace_ids == namespace_id]
+            kept = batch.nvme_pool.index.commit(batch.slots, batch.generations, batch.checksums)
+            if not kept.all():
+                # Dropped on their way: their records are written by now and would bring them back.
+                self._nvme.kill_records(batch.nvme_pool, batch.slots[~kept])
+                self._let_go(batch.only(~kept), MissReason.DROPPED)
+            arrived = batch.only(kept)
+            for namespace_id in np.unique(arrived.namespace_ids).tolist():
+                keys = arrived.keys[arrived.namespace_ids == namespace_id]
                 self._shared.note_stored(namespace_id, TierKind.NVME, keys)
-            self._let_go(batch, MissReason.HIT)
+            self._let_go(arrived, MissReason.HIT)
         self._note_idle()
 
     def _abort(self, batch: _Batch) -> None:

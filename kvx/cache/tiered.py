@@ -135,8 +135,11 @@ class TieredCache:
         """Forget every block in every tier, pinned ones at unpin; returns how many there were."""
         self._check_open()
         count = 0
-        for tier, pool in self._pools():
-            keys = pool.index.snapshot()["keys"]
+        pools = self._pools()
+        held = [(pool.slot_bytes, pool.index.snapshot()["keys"]) for _, pool in pools]
+        for tier, pool in pools:
+            # Those of the other tier too: what is on its way between them must not arrive.
+            keys = np.concatenate([keys for size, keys in held if size == pool.slot_bytes])
             count += self._shared.remove(pool, tier, keys, MissReason.DROPPED)
         self._shared.events.cleared()
         return count

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kvx_ext import _core
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = "[green]ok[/]" if finding.is_good else "[yellow]--[/]"
-        table.add_row(mark, finding.subject, finding.found, finding.remedy)
+        table.add_row(mark, *map(escape, (finding.subject, finding.found, finding.remedy)))
     Console().print(table)
     return 0
 

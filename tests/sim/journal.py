@@ -103,7 +103,13 @@ class Journal:
         return cls(path.read_bytes())
 
     def power_cut_image(
-        self, file: FileId, initial: bytes, *, cut: int, rng: random.Random
+        self,
+        file: FileId,
+        initial: bytes,
+        *,
+        cut: int,
+        rng: random.Random,
+        survival: float = 0.5,
     ) -> bytearray:
         """Return one legal content of a file after the power went at position `cut`.
 
@@ -112,6 +118,8 @@ class Journal:
             initial: Its durable content when the journal began; sets the size, so preallocate.
             cut: Records from this position on have not happened; `num_records` for all.
             rng: Chooses among the legal images.
+            survival: Probability that a sector which may be lost is not; higher ones give images
+                that hold more than torn blocks.
         """
         writes = [w for w in self.writes if w.file == file and w.submitted < cut]
         synced = max(
@@ -131,7 +139,7 @@ class Journal:
         for sector, candidates in sorted(touching.items()):
             start = sector * SECTOR_BYTES
             end = min(start + SECTOR_BYTES, len(image))
-            for write in _survivors(candidates, synced, rng):
+            for write in _survivors(candidates, synced, rng, survival):
                 first, last = max(start, write.offset), min(end, write.offset + len(write.data))
                 image[first:last] = write.data[first - write.offset : last - write.offset]
         return image
@@ -160,14 +168,16 @@ def _parse(
     return records, False
 
 
-def _survivors(touching: list[Write], synced: int, rng: random.Random) -> list[Write]:
+def _survivors(
+    touching: list[Write], synced: int, rng: random.Random, survival: float
+) -> list[Write]:
     """Choose which writes of one sector are on the disk, in the order they got there.
 
     Durable ones all are; two that were in flight together may have landed in either order. Of the
     others any subset is, and none undoes a durable write that was submitted after it completed.
     """
     durable = [w for w in touching if w.completed is not None and w.completed < synced]
-    lost = [w for w in touching if w not in durable and rng.random() < 0.5]
+    lost = [w for w in touching if w not in durable and rng.random() < survival]
     left = durable + lost
     order: list[Write] = []
     while left:

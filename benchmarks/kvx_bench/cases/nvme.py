@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import kvx
+from kvx_bench.aiofiles_peer import AiofilesPeer
 from kvx_bench.copying import prefaulted
 from kvx_bench.raw_file import DEPTH, RawFile
 from kvx_bench.row import Row, paired, throughput_row, timed
@@ -89,8 +91,22 @@ class _Bench:
             note=f"verified; limit: {self._raw.tool}, depth {DEPTH}",
         )  # fmt: skip
         assert (self._target == self._source).all(), "what came back is what went in"
+        if find_spec("aiofiles"):
+            yield from self._peer_rows(AiofilesPeer(self._path.with_suffix(".peer")))
         shutil.rmtree(self._path)
         self._raw.close()
+
+    def _peer_rows(self, peer: AiofilesPeer) -> Iterator[Row]:
+        num_bytes = self._source.nbytes
+        puts = paired(lambda: peer.put(self._source), self._raw.write, repeats=1)
+        yield throughput_row(
+            f"nvme.put.{self._name}.aiofiles", num_bytes, puts, note="buffered, then fsync"
+        )
+        gets = paired(lambda: peer.get(self._target), self._raw.read, repeats=1)
+        yield throughput_row(
+            f"nvme.get-cold.{self._name}.aiofiles", num_bytes, gets, note="page cache dropped"
+        )
+        peer.close()
 
     def _open(self) -> kvx.TieredCache:
         return kvx.TieredCache.open(
