@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def prefaulted(num_bytes: int, *, fill: int | None = None) -> npt.NDArray[np.uint8]:
     """Return (num_bytes,) uint8 memory whose pages are all there."""
-    region = MemoryRegion(num_bytes)
+    region = kvx.MemoryRegion(num_bytes)
     region.prefault()
     array = region.array()[:num_bytes]
     if fill is not None:
