@@ -12,6 +12,7 @@ from kvx.cache.nvme import NvmePool
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.sightings import Sightings
+from kvx.namespace import public_id
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -89,10 +90,9 @@ class NamespaceTable:
         """Return what records say about namespaces given by number."""
         return NamespaceFacts(self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids])
 
-    def fingerprint(self, namespace_id: int) -> bytes:
-        """Return the fingerprint of a namespace given by number."""
-        fingerprint: bytes = self._fingerprints[namespace_id].tobytes()
-        return fingerprint
+    def public_id(self, namespace_id: int) -> bytes:
+        """Return the 16 bytes that name a namespace to others."""
+        return public_id(self._fingerprints[namespace_id].tobytes())
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ class Shared:
     def note_stored(self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier holds blocks now."""
         if len(keys):
-            self.events.stored(keys, tier.name.lower(), self.names.fingerprint(namespace_id))
+            self.events.stored(keys, tier.name.lower(), self.names.public_id(namespace_id))
 
     def note_evicted(self, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier let blocks go to make room."""
