@@ -10,6 +10,7 @@ import numpy as np
 
 from kvx.cache.nvme import NvmePool
 from kvx.cache.reasons import MissReason
+from kvx.cache.refusals import Refusals
 from kvx.cache.result import TierKind
 from kvx.cache.sightings import Sightings
 from kvx.namespace import public_id
@@ -110,6 +111,7 @@ class Shared:
     history: _core.MissHistory
     names: NamespaceTable
     sightings: Sightings
+    refusals: Refusals
     clock: Callable[[], float]
 
     def now_ms(self) -> int:
@@ -158,6 +160,10 @@ class Shared:
             condition = pool.index.inspect(keys, self.now_ms())
             reasons[condition == _EXPIRED] = MissReason.EXPIRED
             reasons[condition == _WRITING] = MissReason.IN_FLIGHT
+        evicted = reasons == MissReason.EVICTED
+        if evicted.any():
+            refused = self.refusals.explain(keys[evicted])
+            reasons[evicted] = np.where(refused == MissReason.HIT, MissReason.EVICTED, refused)
         unknown = reasons == MissReason.NEVER_STORED
         if unknown.any():
             reasons[unknown] = self.sightings.explain(hashes[unknown], namespace_id)
