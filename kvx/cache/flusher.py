@@ -241,6 +241,7 @@ class Flusher:
             self._let_go(batch.only(rest), MissReason.QUOTA)
         kept = batch.only(reserved)
         batch.nvme_pool.namespace_ids[kept.slots] = kept.namespace_ids
+        batch.nvme_pool.expiries_s[kept.slots] = kept.dram_pool.expiries_s[kept.dram_slots]
         return kept
 
     def _write_payloads(self, batch: _Batch) -> None:
@@ -317,7 +318,7 @@ class Flusher:
             arrived = batch.only(kept)
             for namespace_id in np.unique(arrived.namespace_ids).tolist():
                 keys = arrived.keys[arrived.namespace_ids == namespace_id]
-                self._shared.note_stored(namespace_id, TierKind.NVME, keys)
+                self._shared.note_stored(namespace_id, TierKind.NVME, batch.nvme_pool, keys)
             self._let_go(arrived, MissReason.HIT)
         self._note_idle()
 

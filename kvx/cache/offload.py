@@ -139,7 +139,7 @@ class Offload(Operation):
         self.tiers[rows[arrived]] = TierKind.DRAM
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         stored = self._keys[rows[arrived]][stands]  # the others were dropped meanwhile
-        self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, stored)
+        self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, self._pool, stored)
         self._settle_reason(rows, REASON_OF_CODE[codes])
         if self.shared.flusher is not None:
             self.shared.flusher.kick()
