@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 Rows = "npt.NDArray[np.int64]"
 
 _PENDING = 255
-_RETRY_S = 0.002
+# Between looks for room; growing, or hundreds of operations that wait would starve the rest.
+_RETRY_MIN_S = 0.002
+_RETRY_MAX_S = 0.010
 _WAIT_SLICE_S = 0.001
 
 REASON_OF_CODE = np.full(len(Code), int(MissReason.TIER_DOWN), np.uint8)
@@ -59,6 +61,7 @@ class Operation:
         self._end = self._began + deadline_s
         self._deadline_s = deadline_s
         self._ended_by: KvxError | None = None
+        self._retry_s = _RETRY_MIN_S
 
     def start(self) -> Transfer[TransferResult]:
         """Launch the first window and return the handle."""
@@ -91,9 +94,11 @@ class Operation:
             if len(self.waiting):
                 self._launch()
             if self._steps or self._is_unconfirmed():
+                self._retry_s = _RETRY_MIN_S
                 return
             if len(self.waiting):
-                self.shared.reactor.call_later(min(_RETRY_S, self._remaining_s()), self.pump)
+                self.shared.reactor.call_later(min(self._retry_s, self._remaining_s()), self.pump)
+                self._retry_s = min(_RETRY_MAX_S, self._retry_s * 1.5)
                 return
             # Jobs may notice the end before we do: the transfer ends the same way all the same.
             if (self.reasons == MissReason.DEADLINE).any():
@@ -124,7 +129,10 @@ class Operation:
         """End the transfer although a job's bytes may still move; its `settle` comes later."""
         with self._lock:
             self._steps = [step for step in self._steps if step.job is not job]
-            self._time_out()
+            if job.state() == "cancelled":
+                self.cancel()
+            else:
+                self._time_out()
 
     def _remaining_s(self) -> float:
         return max(0.0, self._end - time.monotonic())

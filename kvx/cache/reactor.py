@@ -172,9 +172,11 @@ class Reactor:
             return min(_IDLE_S, max(0.0, self._timers[0][0] - time.monotonic()))
 
     def _run_timers(self) -> None:
+        # Only what is due by now: timers that set themselves again must not keep jobs waiting.
+        now = time.monotonic()
         while True:
             with self._lock:
-                if not self._timers or self._timers[0][0] > time.monotonic():
+                if not self._timers or self._timers[0][0] > now:
                     return
                 _, _, callback = heapq.heappop(self._timers)
             try:
