@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-import kvx
+from kvx import MemoryRegion
 from kvx_ext import _core
 
 if TYPE_CHECKING:
