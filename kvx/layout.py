@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+# In this order for good: another order or another name would empty every cache on disk.
+_FINGERPRINTED = (
+    "order",
+    "block_bytes",
+    "num_layers",
+    "num_kv_heads",
+    "head_dim",
+    "block_tokens",
+    "item_bytes",
+)
+
 Order = Literal["opaque", "block_first", "layer_first"]
 
 
@@ -85,7 +96,8 @@ class KVLayout:
     @property
     def fingerprint(self) -> str:
         """What goes into a namespace, so that layouts never mix."""
-        return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
+        facts = "|".join(str(getattr(self, name)) for name in _FINGERPRINTED)
+        return hashlib.blake2b(facts.encode(), digest_size=8, person=b"kvx layout 1").hexdigest()
 
 
 class BlockView:

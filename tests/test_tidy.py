@@ -29,7 +29,7 @@ PARAMETERS_REFUSED = {"src", "dst"}
 # setup.py passes the number of compile jobs on; it runs before there is a kvx to import.
 ENVIRONMENT_READERS = {"kvx/config.py", "setup.py"}
 # Finished, but what is going to import them is not; each leaves the list when it is.
-AWAITED = {"kvx_server.engine.text_stream"}
+AWAITED: set[str] = set()
 # One of these caught to do nothing hides what nobody thought of; a narrow one is a decision.
 BROAD_EXCEPTIONS = {"Exception", "BaseException", "OSError", "KvxError"}
 # Functions that read best in one piece, by file and the lines they may have.

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def prefaulted(num_bytes: int, *, fill: int | None = None) -> npt.NDArray[np.uint8]:
     """Return (num_bytes,) uint8 memory whose pages are all there."""
-    region = kvx.MemoryRegion(num_bytes)
+    region = MemoryRegion(num_bytes)
     region.prefault()
-    array = region.array()[:num_bytes]
+    array: npt.NDArray[np.uint8] = region.array()[:num_bytes]
     if fill is not None:
         array[:] = fill
     return array

@@ -17,6 +17,7 @@ from kvx.cache.flusher import Flusher
 from kvx.cache.instruments import Instruments
 from kvx.cache.nvme import NvmeTier
 from kvx.cache.reactor import Reactor
+from kvx.cache.refusals import Refusals
 from kvx.cache.shared import NamespaceTable, Shared
 from kvx.cache.sightings import Sightings
 from kvx.config import NvmeTierConfig
@@ -88,6 +89,7 @@ def assemble(
         history=history,
         names=NamespaceTable(),
         sightings=Sightings(),
+        refusals=Refusals(),
         clock=clock,
     )
     if nvme is not None:

@@ -36,7 +36,7 @@ class BlockStored(msgspec.Struct, frozen=True, tag=True, array_like=True):
     Attributes:
         sequence: Number of the event.
         tier: Its name.
-        namespace: Fingerprint of their namespace, 16 bytes.
+        namespace: `Namespace.public_id` of all of them, 16 bytes.
         keys: 16 bytes of each block, one after the other.
     """
 

@@ -334,6 +334,7 @@ class Flusher:
         index.mark_clean(batch.dram_slots, batch.dram_generations)
         index.unpin(batch.dram_slots, batch.dram_generations)
         self._shared.instruments.note_flush(reason, len(batch.keys))
+        self._shared.refusals.note(batch.keys, reason)
         if self._listeners:
             # Later, without our lock: listeners have locks of their own, and call us under them.
             self._shared.reactor.call_later(0.0, lambda: self._tell(batch.keys, reason))

@@ -95,7 +95,13 @@ class Operation:
             if len(self.waiting):
                 self.shared.reactor.call_later(min(_RETRY_S, self._remaining_s()), self.pump)
                 return
-            self._finish()
+            # Jobs may notice the end before we do: the transfer ends the same way all the same.
+            if (self.reasons == MissReason.DEADLINE).any():
+                self._time_out()
+            elif (self.reasons == MissReason.CANCELLED).any():
+                self.cancel()
+            else:
+                self._finish()
 
     def _launch(self) -> None:
         """Take rows out of `waiting` and start jobs for them, or give them a reason."""

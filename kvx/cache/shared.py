@@ -10,8 +10,10 @@ import numpy as np
 
 from kvx.cache.nvme import NvmePool
 from kvx.cache.reasons import MissReason
+from kvx.cache.refusals import Refusals
 from kvx.cache.result import TierKind
 from kvx.cache.sightings import Sightings
+from kvx.namespace import public_id
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -89,10 +91,9 @@ class NamespaceTable:
         """Return what records say about namespaces given by number."""
         return NamespaceFacts(self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids])
 
-    def fingerprint(self, namespace_id: int) -> bytes:
-        """Return the fingerprint of a namespace given by number."""
-        fingerprint: bytes = self._fingerprints[namespace_id].tobytes()
-        return fingerprint
+    def public_id(self, namespace_id: int) -> bytes:
+        """Return the 16 bytes that name a namespace to others."""
+        return public_id(self._fingerprints[namespace_id].tobytes())
 
 
 @dataclass(slots=True)
@@ -110,6 +111,7 @@ class Shared:
     history: _core.MissHistory
     names: NamespaceTable
     sightings: Sightings
+    refusals: Refusals
     clock: Callable[[], float]
 
     def now_ms(self) -> int:
@@ -119,7 +121,7 @@ class Shared:
     def note_stored(self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier holds blocks now."""
         if len(keys):
-            self.events.stored(keys, tier.name.lower(), self.names.fingerprint(namespace_id))
+            self.events.stored(keys, tier.name.lower(), self.names.public_id(namespace_id))
 
     def note_evicted(self, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier let blocks go to make room."""
@@ -159,6 +161,10 @@ class Shared:
             condition = pool.index.inspect(keys, self.now_ms())
             reasons[condition == _EXPIRED] = MissReason.EXPIRED
             reasons[condition == _WRITING] = MissReason.IN_FLIGHT
+        evicted = reasons == MissReason.EVICTED
+        if evicted.any():
+            refused = self.refusals.explain(keys[evicted])
+            reasons[evicted] = np.where(refused == MissReason.HIT, MissReason.EVICTED, refused)
         unknown = reasons == MissReason.NEVER_STORED
         if unknown.any():
             reasons[unknown] = self.sightings.explain(hashes[unknown], namespace_id)

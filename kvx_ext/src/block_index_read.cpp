@@ -134,6 +134,11 @@ void BlockIndex::validate(std::span<const BlockKey> keys, References references,
 void BlockIndex::inspect(std::span<const BlockKey> keys, uint64_t now_ms,
                          std::span<uint8_t> conditions) {
   const Call call(*core_);
+  if (core_->blocks.size() == 0) {
+    // There is no table yet to look into.
+    std::fill(conditions.begin(), conditions.end(), static_cast<uint8_t>(KeyCondition::kAbsent));
+    return;
+  }
   for (size_t i = 0; i < keys.size(); ++i) {
     const uint32_t slot = core_->table.find(keys[i].hash(), keys[i]);
     KeyCondition condition = KeyCondition::kAbsent;

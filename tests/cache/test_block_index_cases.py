@@ -28,6 +28,15 @@ def filled(policy: _core.EvictionPolicy, count: int) -> _core.BlockIndex:
     return index
 
 
+def test_an_index_without_slots_knows_of_nothing() -> None:
+    index = _core.BlockIndex(POLICY.LRU, None)
+    assert not index.inspect(KEYS, 0).any()
+    assert not index.lookup(KEYS, 0, True, True)[0].any()
+    assert index.match(KEYS, 0, True, True)[0] == 0
+    assert len(index.remove(KEYS, 3)[0]) == 0
+    index.check_integrity()
+
+
 def test_the_head_of_a_prefix_outlives_its_tail() -> None:
     index = filled(POLICY.LRU, 4)
     *_, evicted = index.insert(KEYS[4:6], np.zeros(2, np.uint64), 0, 0, 0)

@@ -254,7 +254,7 @@ def test_events_name_the_namespace(open_cache: Callable[..., kvx.TieredCache]) -
     space.offload(make_hashes(2), make_blocks(2)).wait()
     (stored,) = heard
     assert isinstance(stored, BlockStored)
-    assert stored.namespace == space.namespace.fingerprint
+    assert stored.namespace == space.namespace.public_id
     assert stored.keys == space.namespace.keys(make_hashes(2)).tobytes()
 
 
