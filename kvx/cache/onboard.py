@@ -211,9 +211,12 @@ class Onboard(Operation):
         keys = self._keys[batch.rows]
         arrived = codes == Code.OK
         kept = arrived & batch.is_shared
-        stands = self._pool.index.commit(
-            batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
-        )
+        with self.shared.events.changing():
+            stands = self._pool.index.commit(
+                batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
+            )
+            stored = keys[kept][stands]  # the others were dropped meanwhile
+            self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, stored)
         self._pool.index.abort(batch.slots[~kept], batch.generations[~kept])
         damaged = (codes == Code.CORRUPT) | (codes == Code.SHORT)
         if damaged.any():
@@ -221,9 +224,6 @@ class Onboard(Operation):
         pool.unpin(batch.found)
         if self.shared.nvme is not None:
             self.shared.nvme.note_outcome(codes, job.errnos())
-        self.shared.note_stored(
-            self._space.namespace_id, TierKind.DRAM, self._pool, keys[kept][stands]
-        )
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT

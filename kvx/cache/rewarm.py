@@ -107,7 +107,9 @@ class Rewarm:
         def settle(job: _core.Job) -> None:
             codes = job.codes()
             ok = codes == Code.OK
-            stands = dram_pool.index.commit(slots[ok], generations[ok], found.checksums[ok])
+            with self._shared.events.changing():
+                stands = dram_pool.index.commit(slots[ok], generations[ok], found.checksums[ok])
+                self._shared.note_stored(namespace_id, TierKind.DRAM, keys[ok][stands])
             dram_pool.index.abort(slots[~ok], generations[~ok])
             self._nvme.note_outcome(codes, job.errnos())
             pool.unpin(found)
@@ -115,7 +117,6 @@ class Rewarm:
             if damaged.any():
                 self._shared.drop_corrupt(pool, TierKind.NVME, keys[damaged])
             self.blocks_warmed += int(ok.sum())
-            self._shared.note_stored(namespace_id, TierKind.DRAM, dram_pool, keys[ok][stands])
             self._next()
 
         self._shared.reactor.submit(

@@ -148,13 +148,14 @@ class Shared:
         self, pool: Pool, tier: TierKind, keys: npt.NDArray[np.uint8], reason: MissReason
     ) -> int:
         """Forget blocks in one tier, for good; returns how many there were."""
-        removed_keys, slots = pool.index.remove(keys, reason.history_code)
+        with self.events.changing():
+            removed_keys, slots = pool.index.remove(keys, reason.history_code)
+            if len(removed_keys):
+                self.events.removed(removed_keys, tier.name.lower(), reason)
         if isinstance(pool, NvmePool) and self.nvme is not None and len(slots):
             self.nvme.kill_records(pool, slots)
             if self.flusher is not None:
                 self.flusher.write_records()
-        if len(removed_keys):
-            self.events.removed(removed_keys, tier.name.lower(), reason)
         return len(removed_keys)
 
     def explain(
