@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+# In this order for good: another order or another name would empty every cache on disk.
+_FINGERPRINTED = (
+    "order",
+    "block_bytes",
+    "num_layers",
+    "num_kv_heads",
+    "head_dim",
+    "block_tokens",
+    "item_bytes",
+)
+
 Order = Literal["opaque", "block_first", "layer_first"]
 
 
@@ -85,7 +96,8 @@ class KVLayout:
     @property
     def fingerprint(self) -> str:
         """What goes into a namespace, so that layouts never mix."""
-        return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
+        facts = "|".join(str(getattr(self, name)) for name in _FINGERPRINTED)
+        return hashlib.blake2b(facts.encode(), digest_size=8, person=b"kvx layout 1").hexdigest()
 
 
 class BlockView:
@@ -112,6 +124,8 @@ class BlockView:
             [(plane.ctypes.data, plane.strides[0], layout.plane_bytes) for plane in self._planes],
             np.int64,
         )
+        # Looked at once, since an engine makes a view once and selects from it for ever.
+        self._overlapping = _overlapping(self.planes, self.num_blocks)
 
     @classmethod
     def of_blocks(cls, blocks: npt.NDArray[np.uint8]) -> Self:
@@ -148,6 +162,11 @@ class BlockView:
         """Whether blocks may be onboarded to it."""
         return all(plane.flags.writeable for plane in self._planes)
 
+    @property
+    def overlapping(self) -> tuple[int, int] | None:
+        """Two planes that share bytes; None where none do."""
+        return self._overlapping
+
 
 @dataclass(frozen=True, slots=True)
 class BlockSelection:
@@ -179,13 +198,37 @@ class BlockSelection:
         """Refuse what cannot be a target.
 
         Raises:
-            UsageError: The memory is read-only, or a block stands in the selection twice.
+            UsageError: The memory is read-only, planes share bytes, or a block stands in the
+                selection twice.
         """
         if not self.view.is_writable:
             raise UsageError("the target is read-only; pass writable memory")
+        if self.view.overlapping is not None:
+            one, other = self.view.overlapping
+            raise UsageError(f"planes {one} and {other} of the target share bytes")
         is_ascending = bool((self.ids[1:] > self.ids[:-1]).all())
         if not is_ascending and len(np.unique(self.ids)) != len(self.ids):
             raise UsageError("a target block is named twice; each may be written once")
+
+
+def _overlapping(planes: npt.NDArray[np.int64], num_blocks: int) -> tuple[int, int] | None:
+    if not num_blocks:
+        return None
+    bases, strides, sizes = planes.T
+    order = np.argsort(bases)
+    ends = bases + strides * (num_blocks - 1) + sizes
+    if (ends[order][:-1] <= bases[order][1:]).all():
+        return None
+    # Extents that cross need not share bytes: layers lie side by side within each block of one
+    # allocation. Only then is every run looked at.
+    starts = (bases[:, None] + strides[:, None] * np.arange(num_blocks)).ravel()
+    by_start = np.argsort(starts, kind="stable")
+    stops = starts + np.repeat(sizes, num_blocks)
+    crossed = stops[by_start][:-1] > starts[by_start][1:]
+    if not crossed.any():
+        return None
+    one, other = by_start[int(np.argmax(crossed)) :][:2] // num_blocks
+    return int(one), int(other)
 
 
 def _checked(plane: npt.NDArray[np.uint8], plane_bytes: int) -> npt.NDArray[np.uint8]:

@@ -95,6 +95,11 @@ class Namespace:
         return digest.digest()
 
     @property
+    def public_id(self) -> bytes:
+        """16 bytes that name the namespace to others; see the function of that name."""
+        return public_id(self.fingerprint)
+
+    @property
     def tenant_digest(self) -> int:
         """64 bits that stand for the tenant's name in records."""
         digest = hashlib.blake2b(self.tenant.encode(), digest_size=8, person=b"kvx tenant 1")
@@ -110,3 +115,12 @@ class Namespace:
         For each row ``hashlib.blake2b(row, key=fingerprint, digest_size=16)``.
         """
         return _core.block_keys(hashes, self.fingerprint)
+
+
+def public_id(fingerprint: bytes) -> bytes:
+    """Return 16 bytes that name a namespace in events and listings.
+
+    Not the fingerprint itself: that is the secret under which keys are made, and whoever has it can
+    ask whether somebody's prompt was seen.
+    """
+    return hashlib.blake2b(fingerprint, digest_size=16, person=b"kvx public 1").digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from kvx.transfer.memory import MemoryRegion
+from kvx import MemoryRegion
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def prefaulted(num_bytes: int, *, fill: int | None = None) -> npt.NDArray[np.uin
     """Return (num_bytes,) uint8 memory whose pages are all there."""
     region = MemoryRegion(num_bytes)
     region.prefault()
-    array = region.array()[:num_bytes]
+    array: npt.NDArray[np.uint8] = region.array()[:num_bytes]
     if fill is not None:
         array[:] = fill
     return array

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvx.config import Prefault
 from kvx.errors import CapacityError
 from kvx.transfer.memory import MemoryRegion
 
@@ -53,10 +54,9 @@ class Arena:
             )
             for offset in range(0, config.capacity_bytes, self.extent_bytes)
         ]
+        self.num_extents = len(self._free)
         self._free.reverse()
-        if config.prefault == "eager":
-            self.region.prefault()
-        elif config.prefault == "background":
+        if config.prefault is not Prefault.NEVER:
             self.region.prefault_in_background()
 
     def take(self, slot_bytes: int) -> MemoryExtent | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from kvx.cache.reactor import Reactor
 from kvx.cache.refusals import Refusals
 from kvx.cache.shared import NamespaceTable, Shared
 from kvx.cache.sightings import Sightings
-from kvx.config import NvmeTierConfig
+from kvx.config import NvmeTierConfig, Prefault
 from kvx.metrics import Registry
 from kvx_ext import _core
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _HISTORY_ENTRIES = 1 << 18
-_PROGRESS_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,10 @@ def assemble(
     """
     history = _core.MissHistory(_HISTORY_ENTRIES)
     nvme_config = config.tier(NvmeTierConfig)
-    nvme = NvmeTier(nvme_config, history, Breaker(config.breaker)) if nvme_config else None
+    nvme = NvmeTier(nvme_config, history, Breaker(config.breaker), clock) if nvme_config else None
     try:
         dram = DramTier(config.dram, history)
-        if progress is not None and config.dram.prefault == "background":
-            _show_prefault(dram, progress)
+        _prefault(dram, progress)
         engine = _core.Engine(
             config.copy_threads or os.cpu_count() or 1,
             config.io_backend.value,
@@ -154,17 +151,16 @@ def _names_of(
     return ids, shared.names.owners_of(ids)
 
 
-def _show_prefault(dram: DramTier, progress: Progress) -> None:
+def _prefault(dram: DramTier, progress: Progress | None) -> None:
+    """Wait for the memory when it is wanted eagerly, else let it be populated in the background."""
     region = dram.arena.region
 
-    def watch() -> None:
-        while not finished.wait(_PROGRESS_EVERY_S):
-            progress("prefault", region.prefaulted_bytes, region.size_bytes)
-            if region.prefaulted_bytes >= region.size_bytes:
-                return
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("prefault", done, total)
 
-    finished = threading.Event()
-    threading.Thread(target=watch, name="kvx-prefault-progress", daemon=True).start()
+    if dram.config.prefault is Prefault.EAGER:
+        region.wait_prefaulted(report)
 
 
 def _add_gauges(shared: Shared) -> None:

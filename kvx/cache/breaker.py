@@ -41,8 +41,8 @@ class Breaker:
             self._open_until = None
 
     def failure(self) -> None:
-        """Note that the tier failed; a failed probe opens the breaker at once."""
+        """Note that the tier failed; a failed probe opens the breaker at once: the count stands."""
         with self._lock:
             self._failures += 1
-            if self._failures >= self._failures_max or self._open_until is not None:
+            if self._failures >= self._failures_max:
                 self._open_until = self._clock() + self.reset_s

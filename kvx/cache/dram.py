@@ -51,18 +51,17 @@ class DramPool(Pool):
         super().__init__(
             slot_bytes,
             tier.arena.extent_bytes // slot_bytes,
+            tier.arena.num_extents,
             tier.config.eviction,
             tier.history,
         )
         self._extents: dict[int, MemoryExtent] = {}
-        self._bases = np.zeros(0, np.int64)
+        self._bases = np.zeros(tier.arena.num_extents, np.int64)
 
     def add_memory(self, extent: MemoryExtent) -> None:
         """Take an extent into use under the lowest free ordinal."""
         ordinal = next(i for i in range(len(self._extents) + 1) if i not in self._extents)
         self._extents[ordinal] = extent
-        if ordinal >= len(self._bases):
-            self._bases = np.append(self._bases, np.int64(0))
         self._bases[ordinal] = extent.address
         self.add_slots(ordinal * self.slots_per_extent, extent.size_bytes // self.slot_bytes)
 

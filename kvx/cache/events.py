@@ -8,6 +8,7 @@ cache never waits for a subscriber.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import msgspec
 from kvx.errors import StaleReference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     import numpy.typing as npt
@@ -35,7 +36,7 @@ class BlockStored(msgspec.Struct, frozen=True, tag=True, array_like=True):
     Attributes:
         sequence: Number of the event.
         tier: Its name.
-        namespace: Fingerprint of their namespace, 16 bytes.
+        namespace: `Namespace.public_id` of all of them, 16 bytes.
         keys: 16 bytes of each block, one after the other.
     """
 
@@ -110,6 +111,9 @@ class EventLog:
     def __init__(self, capacity: int) -> None:
         """Keep up to `capacity` events for replay."""
         self._lock = threading.Lock()
+        self._changing = threading.Lock()
+        self._changing_thread = 0
+        self._undelivered: list[Event] = []
         self._events: collections.deque[Event] = collections.deque(maxlen=capacity)
         self._next = 1
         self._listeners: list[Callable[[Event], None]] = []
@@ -133,6 +137,23 @@ class EventLog:
     def cleared(self) -> None:
         """Publish that the cache was emptied."""
         self._publish(AllBlocksCleared)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Make one step of a change to what is held and its events; for the cache.
+
+        Otherwise a block that one thread commits while another drops it could be announced after
+        its removal. Nothing that locks belongs inside; listeners hear of the events afterwards.
+        """
+        with self._changing:
+            self._changing_thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._changing_thread = 0
+                events, self._undelivered = self._undelivered, []
+        for event in events:
+            self._deliver(event)
 
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call `listener` with every new event, on the thread that caused it; it must be quick.
@@ -186,6 +207,13 @@ class EventLog:
             event = make(self._next)
             self._next += 1
             self._events.append(event)
+        if self._changing_thread == threading.get_ident():
+            self._undelivered.append(event)
+        else:
+            self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
+        with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:
             try:

@@ -241,6 +241,7 @@ class Flusher:
             self._let_go(batch.only(rest), MissReason.QUOTA)
         kept = batch.only(reserved)
         batch.nvme_pool.namespace_ids[kept.slots] = kept.namespace_ids
+        batch.nvme_pool.expiries_s[kept.slots] = kept.dram_pool.expiries_s[kept.dram_slots]
         return kept
 
     def _write_payloads(self, batch: _Batch) -> None:
@@ -309,15 +310,17 @@ class Flusher:
             if is_failed:
                 self._abort(batch)
                 continue
-            kept = batch.nvme_pool.index.commit(batch.slots, batch.generations, batch.checksums)
+            index = batch.nvme_pool.index
+            with self._shared.events.changing():
+                kept = index.commit(batch.slots, batch.generations, batch.checksums)
+                arrived = batch.only(kept)
+                for namespace_id in np.unique(arrived.namespace_ids).tolist():
+                    keys = arrived.keys[arrived.namespace_ids == namespace_id]
+                    self._shared.note_stored(namespace_id, TierKind.NVME, keys)
             if not kept.all():
                 # Dropped on their way: their records are written by now and would bring them back.
                 self._nvme.kill_records(batch.nvme_pool, batch.slots[~kept])
                 self._let_go(batch.only(~kept), MissReason.DROPPED)
-            arrived = batch.only(kept)
-            for namespace_id in np.unique(arrived.namespace_ids).tolist():
-                keys = arrived.keys[arrived.namespace_ids == namespace_id]
-                self._shared.note_stored(namespace_id, TierKind.NVME, keys)
             self._let_go(arrived, MissReason.HIT)
         self._note_idle()
 

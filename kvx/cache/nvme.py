@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +42,11 @@ class NvmePool(Pool):
 
     def __init__(self, slot_bytes: int, slots_per_extent: int, tier: NvmeTier) -> None:
         """Make a pool without slots."""
-        super().__init__(slot_bytes, slots_per_extent, tier.config.eviction, tier.history)
+        # Extents may be shorter at the end of the quota, hence one more than it divides into.
+        num_extents_max = tier.store.capacity_bytes // tier.store.extent_bytes + 2
+        super().__init__(
+            slot_bytes, slots_per_extent, num_extents_max, tier.config.eviction, tier.history
+        )
         self._tier = tier
 
     def locate(
@@ -59,7 +62,11 @@ class NvmeTier:
     name = "nvme"
 
     def __init__(
-        self, config: NvmeTierConfig, history: _core.MissHistory, breaker: Breaker
+        self,
+        config: NvmeTierConfig,
+        history: _core.MissHistory,
+        breaker: Breaker,
+        clock: Callable[[], float],
     ) -> None:
         """Open or create the directory; `recover` must follow.
 
@@ -77,7 +84,9 @@ class NvmeTier:
             capacity_bytes=config.capacity_bytes,
             extent_bytes=config.extent_bytes,
             recreate=config.recreate,
+            clock=clock,
         )
+        self._clock = clock
         self.pools: dict[int, NvmePool] = {}
         self.limits = OwnerLimits()
         self._lock = threading.RLock()
@@ -158,7 +167,7 @@ class NvmeTier:
 
     def save_heat(self) -> None:
         """Carry use counts from the indexes to the records; written with the next record pages."""
-        now_s = time.time()
+        now_s = self._clock()
         with self._lock:
             for pool in self.pools.values():
                 if pool.num_extents == 0:

@@ -133,13 +133,14 @@ class Offload(Operation):
         arrived = codes == Code.OK
         index = self._pool.index
         self._await_flush(rows[arrived])
-        stands = index.commit(slots[arrived], generations[arrived], job.checksums()[arrived])
+        with self.shared.events.changing():
+            stands = index.commit(slots[arrived], generations[arrived], job.checksums()[arrived])
+            stored = self._keys[rows[arrived]][stands]  # the others were dropped meanwhile
+            self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, stored)
         if not arrived.all():
             index.abort(slots[~arrived], generations[~arrived])
         self.tiers[rows[arrived]] = TierKind.DRAM
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
-        stored = self._keys[rows[arrived]][stands]  # the others were dropped meanwhile
-        self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, stored)
         self._settle_reason(rows, REASON_OF_CODE[codes])
         if self.shared.flusher is not None:
             self.shared.flusher.kick()

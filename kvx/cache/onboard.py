@@ -143,7 +143,9 @@ class Onboard(Operation):
         found = pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
         self._miss(rows[~found.mask])
         rows, found = rows[found.mask], found.only(found.mask)
-        reservation = self._reserve(rows)
+        if not len(rows):
+            return
+        reservation = self._reserve(rows, pool.expiries_s[found.slots])
         has_slot = reservation.slots >= 0
         # Without a slot for now: no room, or the block has just arrived in DRAM. Looked at again.
         self.waiting = np.concatenate([rows[~has_slot], self.waiting])
@@ -160,13 +162,15 @@ class Onboard(Operation):
                 ),
             )
 
-    def _reserve(self, rows: npt.NDArray[np.int64]) -> Reservation:
+    def _reserve(
+        self, rows: npt.NDArray[np.int64], expiries_s: npt.NDArray[np.int64]
+    ) -> Reservation:
         """Reserve DRAM slots; for a block that is just being brought in, a private one.
 
         Two requests that share a prefix must not wait for each other: the second reads its own
         copy under a key that nobody knows, and lets the slot go afterwards.
         """
-        reservation = self._space.reserve(self._keys[rows], is_dirty=False)
+        reservation = self._space.reserve_until(self._keys[rows], expiries_s)
         busy = reservation.outcomes == _IN_FLIGHT
         if busy.any():
             private_keys = np.frombuffer(os.urandom(16 * int(busy.sum())), np.uint8)
@@ -207,9 +211,12 @@ class Onboard(Operation):
         keys = self._keys[batch.rows]
         arrived = codes == Code.OK
         kept = arrived & batch.is_shared
-        stands = self._pool.index.commit(
-            batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
-        )
+        with self.shared.events.changing():
+            stands = self._pool.index.commit(
+                batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
+            )
+            stored = keys[kept][stands]  # the others were dropped meanwhile
+            self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, stored)
         self._pool.index.abort(batch.slots[~kept], batch.generations[~kept])
         damaged = (codes == Code.CORRUPT) | (codes == Code.SHORT)
         if damaged.any():
@@ -217,7 +224,6 @@ class Onboard(Operation):
         pool.unpin(batch.found)
         if self.shared.nvme is not None:
             self.shared.nvme.note_outcome(codes, job.errnos())
-        self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, keys[kept][stands])
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT

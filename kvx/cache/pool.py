@@ -90,23 +90,21 @@ class Pool:
         self,
         slot_bytes: int,
         slots_per_extent: int,
+        num_extents_max: int,
         eviction: Eviction,
         history: _core.MissHistory,
     ) -> None:
-        """Make a pool without slots; its tier adds extents."""
+        """Make a pool without slots; its tier adds extents, `num_extents_max` at most."""
         self.slot_bytes = slot_bytes
         self.slots_per_extent = slots_per_extent
         self.index = _core.BlockIndex(_POLICIES[eviction.value], history)
-        self.namespace_ids = np.zeros(0, np.int32)
-        self.expiries_s = np.zeros(0, np.int64)
+        # At their full size from the start: nobody may write into an array that was just replaced.
+        self.namespace_ids = np.zeros(num_extents_max * slots_per_extent, np.int32)
+        self.expiries_s = np.zeros(num_extents_max * slots_per_extent, np.int64)
         self.num_extents = 0
 
     def add_slots(self, first_slot: int, num_slots: int) -> None:
         """Take a new extent's slots into use."""
-        missing = first_slot + num_slots - len(self.namespace_ids)
-        if missing > 0:
-            self.namespace_ids = np.append(self.namespace_ids, np.zeros(missing, np.int32))
-            self.expiries_s = np.append(self.expiries_s, np.zeros(missing, np.int64))
         self.index.add_slots(first_slot, num_slots)
         self.num_extents += 1
 

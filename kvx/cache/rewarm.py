@@ -79,7 +79,9 @@ class Rewarm:
         keys = keys[~dram_pool.find(keys, now_ms).mask]
         found = pool.find(keys, now_ms, pin=True)
         num_free = self._shared.dram.num_free(dram_pool, len(keys))
-        fits = found.mask & (np.cumsum(found.mask) <= num_free)
+        # Blocks that expire are not worth warming, and would need their own time to live in DRAM.
+        wanted = found.mask & (pool.expiries_s[found.slots] == 0)
+        fits = wanted & (np.cumsum(wanted) <= num_free)
         pool.unpin(found.only(found.mask & ~fits))
         keys, found = keys[fits], found.only(fits)
         if not len(keys):
@@ -97,7 +99,6 @@ class Rewarm:
         pool.unpin(found.only(~got))
         found, keys = found.only(got), keys[got]
         slots, generations = reservation.slots[got], reservation.generations[got]
-        dram_pool.expiries_s[slots] = pool.expiries_s[found.slots]
         if not len(keys):
             return False
         fds, offsets = pool.locate(found.slots)
@@ -106,7 +107,9 @@ class Rewarm:
         def settle(job: _core.Job) -> None:
             codes = job.codes()
             ok = codes == Code.OK
-            stands = dram_pool.index.commit(slots[ok], generations[ok], found.checksums[ok])
+            with self._shared.events.changing():
+                stands = dram_pool.index.commit(slots[ok], generations[ok], found.checksums[ok])
+                self._shared.note_stored(namespace_id, TierKind.DRAM, keys[ok][stands])
             dram_pool.index.abort(slots[~ok], generations[~ok])
             self._nvme.note_outcome(codes, job.errnos())
             pool.unpin(found)
@@ -114,7 +117,6 @@ class Rewarm:
             if damaged.any():
                 self._shared.drop_corrupt(pool, TierKind.NVME, keys[damaged])
             self.blocks_warmed += int(ok.sum())
-            self._shared.note_stored(namespace_id, TierKind.DRAM, keys[ok][stands])
             self._next()
 
         self._shared.reactor.submit(

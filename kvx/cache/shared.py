@@ -13,6 +13,7 @@ from kvx.cache.reasons import MissReason
 from kvx.cache.refusals import Refusals
 from kvx.cache.result import TierKind
 from kvx.cache.sightings import Sightings
+from kvx.namespace import public_id
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kvx.cache.reactor import Reactor
 
 # What `BlockIndex.inspect` answers.
-_HELD, _EXPIRED, _WRITING = 1, 2, 3
+_ABSENT, _HELD, _EXPIRED, _WRITING = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,9 @@ class NamespaceTable:
         """Return what records say about namespaces given by number."""
         return NamespaceFacts(self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids])
 
-    def fingerprint(self, namespace_id: int) -> bytes:
-        """Return the fingerprint of a namespace given by number."""
-        fingerprint: bytes = self._fingerprints[namespace_id].tobytes()
-        return fingerprint
+    def public_id(self, namespace_id: int) -> bytes:
+        """Return the 16 bytes that name a namespace to others."""
+        return public_id(self._fingerprints[namespace_id].tobytes())
 
 
 @dataclass(slots=True)
@@ -118,10 +118,20 @@ class Shared:
         """Return the wall clock in milliseconds, as the indexes want it."""
         return int(self.clock() * 1000)
 
-    def note_stored(self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
-        """Publish that a tier holds blocks now."""
-        if len(keys):
-            self.events.stored(keys, tier.name.lower(), self.names.fingerprint(namespace_id))
+    def note_stored(
+        self, namespace_id: int, tier: TierKind, pool: Pool, keys: npt.NDArray[np.uint8]
+    ) -> None:
+        """Publish that a tier holds blocks now.
+
+        Between the commit and this, somebody may have removed some and published that already; then
+        the removal is published once more, so that the last word on every block is true.
+        """
+        if not len(keys):
+            return
+        self.events.stored(keys, tier.name.lower(), self.names.public_id(namespace_id))
+        gone = keys[pool.index.inspect(keys, self.now_ms()) == _ABSENT]
+        if len(gone):
+            self.events.removed(gone, tier.name.lower(), MissReason.DROPPED)
 
     def note_evicted(self, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier let blocks go to make room."""
@@ -138,13 +148,14 @@ class Shared:
         self, pool: Pool, tier: TierKind, keys: npt.NDArray[np.uint8], reason: MissReason
     ) -> int:
         """Forget blocks in one tier, for good; returns how many there were."""
-        removed_keys, slots = pool.index.remove(keys, reason.history_code)
+        with self.events.changing():
+            removed_keys, slots = pool.index.remove(keys, reason.history_code)
+            if len(removed_keys):
+                self.events.removed(removed_keys, tier.name.lower(), reason)
         if isinstance(pool, NvmePool) and self.nvme is not None and len(slots):
             self.nvme.kill_records(pool, slots)
             if self.flusher is not None:
                 self.flusher.write_records()
-        if len(removed_keys):
-            self.events.removed(removed_keys, tier.name.lower(), reason)
         return len(removed_keys)
 
     def explain(

@@ -220,6 +220,26 @@ class CacheSpace:
         self._shared.note_evicted(TierKind.DRAM, reservation.evicted_keys)
         return reservation
 
+    def reserve_until(
+        self, keys: npt.NDArray[np.uint8], expiries_s: npt.NDArray[np.int64]
+    ) -> Reservation:
+        """Reserve DRAM slots for blocks that come from below and keep their expiry; 0 for none."""
+        reservations = []
+        distinct = np.unique(expiries_s)
+        for expiry_s in distinct.tolist():
+            ttl_s = max(1, expiry_s - self._shared.now_ms() // 1000) if expiry_s else 0
+            rows = keys[expiries_s == expiry_s]
+            reservations.append(self.reserve(rows, is_dirty=False, ttl_s=ttl_s))
+        if len(distinct) == 1:
+            return reservations[0]
+        order = np.argsort(np.argsort(expiries_s, kind="stable"), kind="stable")
+        return Reservation(
+            np.concatenate([one.outcomes for one in reservations])[order],
+            np.concatenate([one.slots for one in reservations])[order],
+            np.concatenate([one.generations for one in reservations])[order],
+            np.concatenate([one.evicted_keys for one in reservations]),
+        )
+
     def explain(
         self, keys: npt.NDArray[np.uint8], hashes: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.uint8]:

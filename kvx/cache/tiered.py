@@ -272,9 +272,10 @@ class TieredCache:
             return
         shared = self._shared
         for tier, pool in self._pools():
-            keys = pool.index.expire(shared.now_ms(), _SWEEP_BLOCKS_MAX)
-            if len(keys):
-                shared.events.removed(keys, tier.name.lower(), MissReason.EXPIRED)
+            with shared.events.changing():
+                keys = pool.index.expire(shared.now_ms(), _SWEEP_BLOCKS_MAX)
+                if len(keys):
+                    shared.events.removed(keys, tier.name.lower(), MissReason.EXPIRED)
         self._since_heat_s += _SWEEP_S
         if shared.nvme is not None and shared.flusher is not None:
             if self._since_heat_s >= _HEAT_EVERY_S:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 
 from kvx.cache.disk.inspect import describe, iter_blocks
+from kvx.namespace import public_id
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _print_store(console: Console, store: StoreDescription) -> None:
     table = Table("namespace", "blocks", "bytes")
     for namespace in store.namespaces:
         table.add_row(
-            namespace.fingerprint.hex(),
+            public_id(namespace.fingerprint).hex(),
             str(namespace.num_blocks),
             _size(namespace.payload_bytes),
         )

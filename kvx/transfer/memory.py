@@ -6,15 +6,23 @@ pages once, on several threads, before or while it is used.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
+from kvx.errors import CapacityError
 from kvx_ext import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
+
+
+_log = logging.getLogger(__name__)
+_PROGRESS_EVERY_S = 0.1
 
 
 class MemoryRegion:
@@ -38,6 +46,7 @@ class MemoryRegion:
         self._region = _core.HostRegion(size_bytes, is_shared, numa_node)
         self._stop = _core.StopFlag()
         self._thread: threading.Thread | None = None
+        self._error: CapacityError | None = None
 
     @property
     def address(self) -> int:
@@ -80,9 +89,32 @@ class MemoryRegion:
     def prefault_in_background(self, *, threads: int = 0) -> None:
         """Start `prefault` on a thread of its own; `prefaulted_bytes` tells the progress."""
         self._thread = threading.Thread(
-            target=self.prefault, kwargs={"threads": threads}, name="kvx-prefault", daemon=True
+            target=self._prefault_logged, args=(threads,), name="kvx-prefault", daemon=True
         )
         self._thread.start()
+
+    def wait_prefaulted(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Wait for a background prefault.
+
+        Args:
+            progress: Called ten times a second with (bytes done, bytes in all).
+
+        Raises:
+            CapacityError: There is not that much memory.
+        """
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(_PROGRESS_EVERY_S)
+            if progress is not None:
+                progress(self.prefaulted_bytes, self.size_bytes)
+        if self._error is not None:
+            raise self._error
+
+    def _prefault_logged(self, threads: int) -> None:
+        try:
+            self.prefault(threads=threads)
+        except CapacityError as error:
+            self._error = error
+            _log.warning("memory could not be populated ahead of its use: %s", error)
 
     def stop_prefault(self) -> None:
         """End a background prefault and wait for its thread (at most one 32 MiB step)."""

@@ -156,6 +156,27 @@ def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> No
     assert "no room for 1" in caplog.text
 
 
+def test_a_change_is_told_when_it_is_over() -> None:
+    """Events are numbered inside the step and delivered behind it, where listeners may do more."""
+    log = EventLog(10)
+    heard: list[int] = []
+
+    def listener(event: Event) -> None:
+        heard.append(event.sequence)
+        with log.changing():
+            pass
+
+    log.subscribe(listener)
+    with log.changing():
+        log.cleared()
+        log.cleared()
+        assert log.last_sequence == 2
+        assert heard == []
+    assert heard == [1, 2]
+    log.cleared()
+    assert heard == [1, 2, 3]
+
+
 def test_threads_share_the_numbers() -> None:
     log = EventLog(10_000)
     heard: list[int] = []
@@ -233,7 +254,7 @@ def test_events_name_the_namespace(open_cache: Callable[..., kvx.TieredCache]) -
     space.offload(make_hashes(2), make_blocks(2)).wait()
     (stored,) = heard
     assert isinstance(stored, BlockStored)
-    assert stored.namespace == space.namespace.fingerprint
+    assert stored.namespace == space.namespace.public_id
     assert stored.keys == space.namespace.keys(make_hashes(2)).tobytes()
 
 

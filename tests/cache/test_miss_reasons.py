@@ -105,6 +105,7 @@ def test_what_is_accepted_later_is_not_called_rejected(open_cache: Opener) -> No
         cache.flush()
         flood(space)
     assert space.match(HASHES).blocks_in(kvx.TierKind.NVME) == COUNT
+    assert cache._shared.nvme is not None
     cache._shared.remove(  # as an eviction does, which cannot be aimed
         cache._shared.nvme.pool_for(BLOCK_BYTES),
         kvx.TierKind.NVME,

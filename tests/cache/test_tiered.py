@@ -296,3 +296,31 @@ def test_a_tenant_keeps_to_its_quota(open_cache: Opener) -> None:
     assert space.match(make_hashes(1)).reason is kvx.MissReason.EVICTED
     assert other.match(make_hashes(50)).num_blocks == 50
     assert cache.stats()["dram"]["committed"] == 60
+
+
+def test_an_expiry_survives_the_way_down_and_up_again(open_cache: Opener) -> None:
+    """A block that expires does so in every tier, also after a restart and after a prefetch."""
+    now = [1_000_000.0]
+    first = open_cache(clock=lambda: now[0])
+    space = open_space(first)
+    space.offload(make_hashes(4), make_blocks(4), ttl_s=100).wait()
+    space.offload(make_hashes(4, first=10), make_blocks(4, first=10)).wait()
+    first.close()
+    second = open_cache(clock=lambda: now[0])
+    space = open_space(second)
+    both = np.concatenate([make_hashes(4), make_hashes(4, first=10)])
+    assert space.prefetch(both).wait().num_blocks == 8
+    now[0] += 101
+    assert space.match(make_hashes(4)).reason is kvx.MissReason.EXPIRED
+    assert space.match(make_hashes(4, first=10)).num_blocks == 4
+
+
+def test_the_thread_pool_takes_over_where_io_uring_is_not_wanted(open_cache: Opener) -> None:
+    """The same verbs on the other backend."""
+    first = open_cache(io_backend="posix")
+    open_space(first).offload(make_hashes(200), make_blocks(200)).wait()
+    first.close()
+    target = np.zeros((200, BLOCK_BYTES), np.uint8)
+    second = open_cache(io_backend="posix")
+    assert open_space(second).onboard(make_hashes(200), target).wait().num_blocks == 200
+    assert (target == make_blocks(200)).all()

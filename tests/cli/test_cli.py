@@ -13,6 +13,7 @@ import pytest
 
 import kvx
 from kvx.cli.main import main, verbs
+from kvx.namespace import public_id
 from tests.cache.conftest import make_blocks, make_hashes, open_space
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def test_inspect_shows_what_is_there(store: Path, capsys: pytest.CaptureFixture[
     assert main(["inspect", str(store)]) == 0
     shown = capsys.readouterr().out
     fingerprints = {
-        space.fingerprint.hex() for space in kvx.describe_disk(store, now_s=0).namespaces
+        public_id(space.fingerprint).hex() for space in kvx.describe_disk(store, now_s=0).namespaces
     }
     assert len(fingerprints) == 2
     for fingerprint in fingerprints:

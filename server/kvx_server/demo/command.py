@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _child(stage: str, store: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kvx_server.demo.child", stage, store]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def _messages(child: subprocess.Popen[str]) -> Iterator[dict[str, object]]:

@@ -25,6 +25,7 @@ from kvx_server.engine.errors import (
 from kvx_server.engine.generation import FinishReason, Generation, PrefixCache
 from kvx_server.engine.paged_cache import BlockAllocator, BlockShape, PagedKvCache
 from kvx_server.engine.sampling import Sampler, Sampling
+from kvx_server.engine.text_stream import TextStream
 from kvx_server.engine.tokenizer import Tokenizer
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "PrefixCache",
     "Sampler",
     "Sampling",
+    "TextStream",
     "Tokenizer",
     "block_hashes",
     "set_blas_threads",

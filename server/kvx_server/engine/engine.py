@@ -220,13 +220,7 @@ class Engine:
             BlocksExhausted: The cache has too few free blocks.
             DamagedCacheError: Loaded blocks held values that the model cannot compute with.
         """
-        num_tokens = len(prompt_tokens) + max_tokens
-        if max_tokens < 1 or num_tokens > self.context_tokens:
-            message = (
-                f"max_tokens must be at least 1 and fit into {self.context_tokens} tokens together "
-                f"with the prompt, found {max_tokens} after a prompt of {len(prompt_tokens)}"
-            )
-            raise ValueError(message)
+        num_tokens = self._num_tokens(len(prompt_tokens), max_tokens)
         stops = frozenset(self.config.end_tokens if stop_tokens is None else stop_tokens)
         sampler = Sampler(sampling)
         block_ids = self.allocator.allocate(self.cache.num_blocks_for(num_tokens))
@@ -265,6 +259,17 @@ class Engine:
             ttft_s=ttft_s,
             decode_s=decode_s,
         )
+
+    def _num_tokens(self, num_prompt_tokens: int, max_tokens: int) -> int:
+        """Return how many tokens prompt and continuation may be; refuse what does not fit."""
+        num_tokens = num_prompt_tokens + max_tokens
+        if max_tokens < 1 or num_tokens > self.context_tokens:
+            message = (
+                f"max_tokens must be at least 1 and fit into {self.context_tokens} tokens together "
+                f"with the prompt, found {max_tokens} after a prompt of {num_prompt_tokens}"
+            )
+            raise ValueError(message)
+        return num_tokens
 
     def _continuation(
         self, token: int, position: int, block_ids: Sequence[int], sampler: Sampler
