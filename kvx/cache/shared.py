@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kvx.cache.reactor import Reactor
 
 # What `BlockIndex.inspect` answers.
-_ABSENT, _HELD, _EXPIRED, _WRITING = 0, 1, 2, 3
+_HELD, _EXPIRED, _WRITING = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +118,10 @@ class Shared:
         """Return the wall clock in milliseconds, as the indexes want it."""
         return int(self.clock() * 1000)
 
-    def note_stored(
-        self, namespace_id: int, tier: TierKind, pool: Pool, keys: npt.NDArray[np.uint8]
-    ) -> None:
-        """Publish that a tier holds blocks now.
-
-        Between the commit and this, somebody may have removed some and published that already; then
-        the removal is published once more, so that the last word on every block is true.
-        """
-        if not len(keys):
-            return
-        self.events.stored(keys, tier.name.lower(), self.names.public_id(namespace_id))
-        gone = keys[pool.index.inspect(keys, self.now_ms()) == _ABSENT]
-        if len(gone):
-            self.events.removed(gone, tier.name.lower(), MissReason.DROPPED)
+    def note_stored(self, namespace_id: int, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
+        """Publish that a tier holds blocks now; belongs inside `events.changing`."""
+        if len(keys):
+            self.events.stored(keys, tier.name.lower(), self.names.public_id(namespace_id))
 
     def note_evicted(self, tier: TierKind, keys: npt.NDArray[np.uint8]) -> None:
         """Publish that a tier let blocks go to make room."""
