@@ -174,8 +174,10 @@ def test_slots_are_reused_only_after_the_bytes_have_stopped(open_cache: Opener) 
     assert stuck > 0
     flood(space, first=50_000)
     assert cache.stats()["dram"]["reserved"] == stuck
+    target[:] = 9
     failpoints.clear()
     wait_until(lambda: sample(cache, "kvx_unsettled_jobs") == 0)
+    assert (target == 9).all(), "reads that arrive one by one must not go on to the caller"
     newest = make_hashes(64, first=50_000 + 2 * DRAM_BLOCKS - 64)
     result = onboard(space, newest, first=50_000 + 2 * DRAM_BLOCKS - 64)
     assert result.num_blocks == 64
