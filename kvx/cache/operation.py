@@ -156,6 +156,9 @@ class Operation:
             is_cancel = isinstance(error, TransferCancelled)
             left = self.reasons == _PENDING
             self.reasons[left] = MissReason.CANCELLED if is_cancel else MissReason.DEADLINE
+            if not is_cancel and not steps and self._retry_s > _RETRY_MIN_S:
+                # Nothing was under way: all the time went into looking for room.
+                self.reasons[self.waiting] = MissReason.NO_ROOM
             self.waiting = self.waiting[:0]
             self._finish()
         for step in steps:

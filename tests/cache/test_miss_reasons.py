@@ -106,8 +106,10 @@ def test_what_is_accepted_later_is_not_called_rejected(open_cache: Opener) -> No
         flood(space)
     assert space.match(HASHES).blocks_in(kvx.TierKind.NVME) == COUNT
     assert cache._shared.nvme is not None
+    nvme = cache._shared.nvme
+    assert nvme is not None
     cache._shared.remove(  # as an eviction does, which cannot be aimed
-        cache._shared.nvme.pool_for(BLOCK_BYTES),
+        nvme.pool_for(BLOCK_BYTES),
         kvx.TierKind.NVME,
         space.namespace.keys(HASHES),
         kvx.MissReason.EVICTED,
@@ -217,6 +219,23 @@ def test_no_room(open_cache: Opener) -> None:
     assert space.pin(held) == DRAM_BLOCKS
     expect(cache, "offload", space.offload(HASHES, BLOCKS).wait().reasons, kvx.MissReason.NO_ROOM)
     assert space.unpin(held) == DRAM_BLOCKS
+
+
+def test_no_room_for_what_comes_from_nvme(open_cache: Opener) -> None:
+    """The transfer runs into its deadline, but the deadline is not what has to be raised."""
+    space = open_space(cache := open_cache())
+    put_on_nvme(cache, space, COUNT)
+    held = make_hashes(DRAM_BLOCKS, first=5000)
+    space.offload(held, make_blocks(DRAM_BLOCKS)).wait()
+    cache.flush()
+    assert space.pin(held) == DRAM_BLOCKS
+    transfer = space.onboard(HASHES, np.zeros_like(BLOCKS), deadline_s=0.1)
+    with pytest.raises(TransferTimeout):
+        transfer.wait()
+    assert transfer.result is not None
+    expect(cache, "onboard", transfer.result.reasons, kvx.MissReason.NO_ROOM)
+    assert space.unpin(held) == DRAM_BLOCKS
+    assert onboard(space, HASHES).num_blocks == COUNT
 
 
 def test_in_flight(open_cache: Opener) -> None:
