@@ -80,9 +80,9 @@ Raises:
 }  // namespace
 
 void bind_failpoint(nb::module_& module) {
-  nb::class_<Failpoints>(
-      module, "Failpoints",
-      "Faults on purpose in file I/O and copies, for tests. Thread-safe; rules may change while I/O runs.")
+  nb::class_<Failpoints>(module, "Failpoints",
+                         "Faults on purpose in file I/O and copies, for tests. Thread-safe; rules "
+                         "may change while I/O runs.")
       .def(nb::init<>(), "Start without rules.")
       .def("set", &set_rule, nb::arg("operation"), nb::arg("action"), nb::kw_only(),
            nb::arg("after") = 0, nb::arg("count") = -1, nb::arg("probability") = 1.0,

@@ -92,8 +92,8 @@ class Failpoints {
   std::array<int64_t, kFaultActions> hits_{};            // mutex_
 };
 
-// "read", "write", "sync", "any", "copy"; "eio", "enospc", "short", "delay", "hang", "torn", "flip",
-// "drop".
+// "read", "write", "sync", "any", "copy"; "eio", "enospc", "short", "delay", "hang", "torn",
+// "flip", "drop".
 Status parse_fault_target(std::string_view name, FaultTarget* target);
 Status parse_fault_action(std::string_view name, FaultAction* action);
 std::string_view fault_action_name(FaultAction action);

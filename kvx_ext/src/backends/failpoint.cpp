@@ -56,8 +56,7 @@ Status Failpoints::set(const FaultRule& rule) {
   if (!(rule.delay_s >= 0.0 && rule.delay_s <= 3600.0)) {
     return {Code::kUsage, "delay_s must be in 0..3600"};
   }
-  if (rule.target != FaultTarget::kAny &&
-      !can_show(rule.action, rule.target)) {
+  if (rule.target != FaultTarget::kAny && !can_show(rule.action, rule.target)) {
     std::string message(fault_action_name(rule.action));
     message += " cannot spoil a ";
     message += kTargets[static_cast<size_t>(rule.target)];
