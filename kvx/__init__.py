@@ -10,7 +10,8 @@ from kvx.cache.lease import Lease
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import Match, TierKind, TransferResult
 from kvx.cache.space import CacheSpace
-from kvx.cache.tiered import CloseReport, TieredCache
+from kvx.cache.tiered import TieredCache
+from kvx.cache.upkeep import CloseReport
 from kvx.config import CacheConfig
 from kvx.errors import (
     CapacityError,

@@ -141,14 +141,18 @@ class Reactor:
     def _run(self) -> None:
         while True:
             ids, _ = self._engine.next_completions(_COMPLETIONS_MAX, self._idle_s())
+            # In functions of their own: a name left over here would keep its cache alive.
             for job_id in ids.tolist():
-                with self._lock:
-                    step = self._steps.get(job_id)
-                if step is not None:
-                    self._settle(step)
+                self._settle_job(job_id)
             self._run_timers()
             if self._is_closing and (self.num_unsettled == 0 or self._must_stop):
                 return
+
+    def _settle_job(self, job_id: int) -> None:
+        with self._lock:
+            step = self._steps.get(job_id)
+        if step is not None:
+            self._settle(step)
 
     def _settle(self, step: Step) -> None:
         """Settle a job that ended, unless somebody waits for it: then look again soon."""

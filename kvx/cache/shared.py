@@ -138,14 +138,18 @@ class Shared:
         self, pool: Pool, tier: TierKind, keys: npt.NDArray[np.uint8], reason: MissReason
     ) -> int:
         """Forget blocks in one tier, for good; returns how many there were."""
+        # Pinned, so that no slot is reused before its record is dead: killing it later would kill
+        # the record of the block that took the slot.
+        held = pool.find(keys, self.now_ms(), pin=True)
+        if isinstance(pool, NvmePool) and self.nvme is not None:
+            self.nvme.kill_records(pool, held.slots[held.mask])
         with self.events.changing():
-            removed_keys, slots = pool.index.remove(keys, reason.history_code)
+            removed_keys, _ = pool.index.remove(keys, reason.history_code)
             if len(removed_keys):
                 self.events.removed(removed_keys, tier.name.lower(), reason)
-        if isinstance(pool, NvmePool) and self.nvme is not None and len(slots):
-            self.nvme.kill_records(pool, slots)
-            if self.flusher is not None:
-                self.flusher.write_records()
+        pool.unpin(held)
+        if isinstance(pool, NvmePool) and self.flusher is not None:
+            self.flusher.write_records()
         return len(removed_keys)
 
     def explain(
@@ -174,6 +178,22 @@ class Shared:
                 held = lower.index.inspect(keys, self.now_ms()) == _HELD
                 reasons[held] = MissReason.TIER_DOWN
         return reasons
+
+    def pools(self) -> list[tuple[TierKind, Pool]]:
+        """Return every pool with its tier, DRAM first."""
+        pools: list[tuple[TierKind, Pool]] = [
+            (TierKind.DRAM, pool) for pool in list(self.dram.pools.values())
+        ]
+        if self.nvme is not None:
+            pools += [(TierKind.NVME, pool) for pool in list(self.nvme.pools.values())]
+        return pools
+
+    def held_keys(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return the keys held by each tier, (n, 16) uint8, coldest first."""
+        held: dict[str, list[npt.NDArray[np.uint8]]] = {}
+        for tier, pool in self.pools():
+            held.setdefault(tier.name.lower(), []).append(pool.index.snapshot()["keys"])
+        return {tier: np.concatenate(keys) for tier, keys in held.items()}
 
     def pools_of(self, block_bytes: int) -> list[Pool]:
         """Return the pools that blocks of a size may be in, DRAM first."""

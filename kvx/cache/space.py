@@ -40,8 +40,11 @@ class CacheSpace:
     of an engine's paged cache (`kvx.BlockView(...).slots(ids)`).
     """
 
-    def __init__(self, shared: Shared, namespace: Namespace, *, deadline_s: float) -> None:
-        """Make the space; use `TieredCache.namespace` instead."""
+    def __init__(
+        self, shared: Shared, namespace: Namespace, *, deadline_s: float, keep: object
+    ) -> None:
+        """Make the space; use `TieredCache.namespace` instead. Keeps its cache (`keep`) alive."""
+        self._keep = keep
         self._shared = shared
         self.namespace = namespace
         self.block_bytes = namespace.block_bytes

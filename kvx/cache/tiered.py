@@ -7,19 +7,16 @@ Nothing here is done per block.
 from __future__ import annotations
 
 import collections
-import logging
 import time
-import warnings
-from dataclasses import dataclass
+import weakref
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from kvx.cache.assembly import FaultInjection, assemble, restore
 from kvx.cache.reasons import MissReason
-from kvx.cache.result import TierKind
-from kvx.cache.rewarm import Rewarm
 from kvx.cache.space import CacheSpace
+from kvx.cache.upkeep import Upkeep
 from kvx.config import CacheConfig
 from kvx.errors import UsageError
 
@@ -30,30 +27,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.events import EventLog
-    from kvx.cache.pool import Pool
     from kvx.cache.shared import Shared
+    from kvx.cache.upkeep import CloseReport
     from kvx.metrics import Registry
     from kvx.namespace import Namespace
-
-_log = logging.getLogger(__name__)
-_SWEEP_S = 1.0
-_SWEEP_BLOCKS_MAX = 10_000
-_HEAT_EVERY_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class CloseReport:
-    """What `close` had to leave behind.
-
-    Attributes:
-        unflushed_blocks: Blocks that were only in DRAM and are gone.
-        abandoned_jobs: Jobs whose bytes the hardware had not let go of.
-        abandoned_bytes: Their bytes; that memory is never freed.
-    """
-
-    unflushed_blocks: int
-    abandoned_jobs: int
-    abandoned_bytes: int
 
 
 class TieredCache:
@@ -66,10 +43,9 @@ class TieredCache:
         """Take over assembled parts; use `open` instead."""
         self.config = config
         self._shared = shared
-        self._rewarm: Rewarm | None = None
-        self._is_open = True
-        self._since_heat_s = 0.0
-        shared.events.take_snapshots_from(self.snapshot)
+        self._upkeep = Upkeep(shared)
+        self._finalizer = weakref.finalize(self, self._upkeep.forget)
+        shared.events.take_snapshots_from(shared.held_keys)
 
     @classmethod
     def open(
@@ -102,13 +78,10 @@ class TieredCache:
         try:
             if shared.nvme is not None:
                 restore(shared, shared.nvme, progress)
-                if shared.nvme.config.rewarm:
-                    cache._rewarm = Rewarm(shared, shared.nvme)
-                    cache._rewarm.start()
         except BaseException:
             cache.close(timeout_s=1.0)
             raise
-        shared.reactor.call_later(_SWEEP_S, cache._sweep)
+        cache._upkeep.start()
         return cache
 
     def namespace(self, **facts: object) -> CacheSpace:
@@ -127,7 +100,7 @@ class TieredCache:
     def space(self, namespace: Namespace) -> CacheSpace:
         """Return the space of an existing `Namespace` value; see `namespace`."""
         self._check_open()
-        space = CacheSpace(self._shared, namespace, deadline_s=self.config.deadline_s)
+        space = CacheSpace(self._shared, namespace, deadline_s=self.config.deadline_s, keep=self)
         self._apply_quotas(namespace)
         return space
 
@@ -135,7 +108,7 @@ class TieredCache:
         """Forget every block in every tier, pinned ones at unpin; returns how many there were."""
         self._check_open()
         count = 0
-        pools = self._pools()
+        pools = self._shared.pools()
         held = [(pool.slot_bytes, pool.index.snapshot()["keys"]) for _, pool in pools]
         for tier, pool in pools:
             # Those of the other tier too: what is on its way between them must not arrive.
@@ -155,16 +128,17 @@ class TieredCache:
         self._check_open()
         shared = self._shared
         totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        for tier, pool in self._pools():
+        for tier, pool in self._shared.pools():
             totals[tier.name.lower()].update(pool.index.stats())
         stats: dict[str, dict[str, object]] = {tier: dict(sums) for tier, sums in totals.items()}
         stats["engine"] = shared.engine.stats()
-        if self._rewarm is not None:
+        rewarm = self._upkeep.rewarm
+        if rewarm is not None:
             stats["rewarm"] = {
-                "blocks_total": self._rewarm.blocks_total,
-                "blocks_done": self._rewarm.blocks_done,
-                "blocks_warmed": self._rewarm.blocks_warmed,
-                "is_done": self._rewarm.is_done,
+                "blocks_total": rewarm.blocks_total,
+                "blocks_done": rewarm.blocks_done,
+                "blocks_warmed": rewarm.blocks_warmed,
+                "is_done": rewarm.is_done,
             }
         return stats
 
@@ -181,14 +155,11 @@ class TieredCache:
     def snapshot(self) -> dict[str, npt.NDArray[np.uint8]]:
         """Return the keys held by each tier, (n, 16) uint8, coldest first."""
         self._check_open()
-        held: dict[str, list[npt.NDArray[np.uint8]]] = {}
-        for tier, pool in self._pools():
-            held.setdefault(tier.name.lower(), []).append(pool.index.snapshot()["keys"])
-        return {tier: np.concatenate(keys) for tier, keys in held.items()}
+        return self._shared.held_keys()
 
     def check_integrity(self) -> None:
         """Verify the invariants of every index; raises AssertionError naming the broken one."""
-        for _, pool in self._pools():
+        for _, pool in self._shared.pools():
             pool.index.check_integrity()
 
     def close(self, timeout_s: float = 10.0) -> CloseReport:
@@ -197,29 +168,8 @@ class TieredCache:
         Args:
             timeout_s: Seconds to spend on flushing and draining at most.
         """
-        if not self._is_open:
-            return CloseReport(0, 0, 0)
-        end = time.monotonic() + timeout_s
-        shared = self._shared
-        if self._rewarm is not None:
-            self._rewarm.stop()
-        unflushed = 0
-        if shared.flusher is not None and shared.nvme is not None:
-            is_flushed = shared.flusher.flush(max(0.0, (end - time.monotonic()) * 0.8))
-            unflushed = 0 if is_flushed else shared.flusher.num_dirty
-            shared.nvme.save_heat()
-            shared.flusher.write_records()
-            shared.flusher.flush(max(0.0, end - time.monotonic()))
-        self._is_open = False
-        left = shared.engine.close(max(0.1, end - time.monotonic()))
-        shared.reactor.close(max(0.1, end - time.monotonic()))
-        shared.dram.close(is_abandoned=left["abandoned_jobs"] > 0)
-        if shared.nvme is not None:
-            shared.nvme.close()
-        report = CloseReport(unflushed, left["abandoned_jobs"], left["abandoned_bytes"])
-        if report != CloseReport(0, 0, 0):
-            _log.warning("closed the cache, leaving behind: %s", report)
-        return report
+        self._finalizer.detach()
+        return self._upkeep.close(timeout_s)
 
     def __enter__(self) -> Self:
         """Return the cache."""
@@ -234,26 +184,9 @@ class TieredCache:
         """Close it."""
         self.close()
 
-    def __del__(self) -> None:
-        """Close a forgotten cache, and say so."""
-        if getattr(self, "_is_open", False):
-            warnings.warn(
-                "a TieredCache was not closed", ResourceWarning, source=self, stacklevel=2
-            )
-            self.close(timeout_s=1.0)
-
     def _check_open(self) -> None:
-        if not self._is_open:
+        if not self._upkeep.is_open:
             raise UsageError("the cache is closed")
-
-    def _pools(self) -> list[tuple[TierKind, Pool]]:
-        shared = self._shared
-        pools: list[tuple[TierKind, Pool]] = [
-            (TierKind.DRAM, pool) for pool in list(shared.dram.pools.values())
-        ]
-        if shared.nvme is not None:
-            pools += [(TierKind.NVME, pool) for pool in list(shared.nvme.pools.values())]
-        return pools
 
     def _apply_quotas(self, namespace: Namespace) -> None:
         """Let the tiers hold a tenant to its quotas, in pools to come as well."""
@@ -265,21 +198,3 @@ class TieredCache:
         shared.dram.limits.set(owner, tenant.dram_quota_bytes, shared.dram.pools)
         if shared.nvme is not None:
             shared.nvme.limits.set(owner, tenant.nvme_quota_bytes, shared.nvme.pools)
-
-    def _sweep(self) -> None:
-        """Expire what is due, write changed records, and save heat now and then."""
-        if not self._is_open:
-            return
-        shared = self._shared
-        for tier, pool in self._pools():
-            with shared.events.changing():
-                keys = pool.index.expire(shared.now_ms(), _SWEEP_BLOCKS_MAX)
-                if len(keys):
-                    shared.events.removed(keys, tier.name.lower(), MissReason.EXPIRED)
-        self._since_heat_s += _SWEEP_S
-        if shared.nvme is not None and shared.flusher is not None:
-            if self._since_heat_s >= _HEAT_EVERY_S:
-                self._since_heat_s = 0.0
-                shared.nvme.save_heat()
-            shared.flusher.write_records()
-        shared.reactor.call_later(_SWEEP_S, self._sweep)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +328,26 @@ def test_the_thread_pool_takes_over_where_io_uring_is_not_wanted(open_cache: Ope
     second = open_cache(io_backend="posix")
     assert open_space(second).onboard(make_hashes(200), target).wait().num_blocks == 200
     assert (target == make_blocks(200)).all()
+
+
+def test_a_forgotten_cache_warns_and_closes(tmp_path: Path) -> None:
+    """Dropping the last reference closes the cache, so that its directory can be opened again."""
+    config = {
+        "tiers": [
+            {"kind": "dram", "capacity": "1MiB"},
+            {"kind": "nvme", "path": str(tmp_path / "t"), "capacity": "8MiB", "extent": "1MiB"},
+        ]
+    }
+    space = open_space(kvx.TieredCache.open(config))
+    space.offload(make_hashes(3), make_blocks(3)).wait()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del space
+        for _ in range(100):  # the reactor may still be about to forget the last transfer
+            gc.collect()
+            if caught:
+                break
+            time.sleep(0.01)
+    assert "not closed" in str(caught[0].message)
+    with kvx.TieredCache.open(config) as cache:
+        assert open_space(cache).match(make_hashes(3)).num_blocks == 3

@@ -44,7 +44,8 @@ from kvx.cache.disk.writes import RecordWrites, take_record_writes
 from kvx.errors import CapacityError, StorageError, UsageError
 
 _CAPACITY_MIN: Final = directory.OVERHEAD_BYTES + extent_file_bytes(BLOCK_ALIGNMENT, 1)
-_PAGES_PER_CALL: Final = 4096  # 16 MiB of copied record pages
+# 4 GiB of records: whoever commits what it hands out must not find some of it left out.
+_PAGES_PER_CALL: Final = 1 << 20
 
 
 class DiskStore:
