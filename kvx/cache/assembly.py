@@ -91,7 +91,9 @@ def assemble(
     )
     if nvme is not None:
         shared.flusher = Flusher(shared, nvme)
-        engine.register_buffer(dram.arena.region.address, dram.arena.region.size_bytes)
+        if config.dram.prefault is Prefault.EAGER:
+            # Registering populates what is not there yet, on one thread: only worth it afterwards.
+            engine.register_buffer(dram.arena.region.address, dram.arena.region.size_bytes)
     _add_gauges(shared)
     return shared
 
