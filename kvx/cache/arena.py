@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvx.config import Prefault
 from kvx.errors import CapacityError
-from kvx.transfer.memory import MemoryRegion
+from kvx.transfer.memory import MemoryRegion, memory_limit_bytes
 
 if TYPE_CHECKING:
     from kvx.config import DramTierConfig
@@ -45,6 +45,15 @@ class Arena:
         Raises:
             CapacityError: The machine does not have that much memory.
         """
+        available_bytes = memory_limit_bytes()
+        if config.capacity_bytes > available_bytes:
+            # Mapping it would work; populating it would end with the kernel killing the process.
+            raise CapacityError(
+                f"the DRAM tier is to have {config.capacity_bytes} bytes, this process may have "
+                f"{available_bytes}; lower its capacity",
+                needed_bytes=config.capacity_bytes,
+                available_bytes=available_bytes,
+            )
         self.extent_bytes = config.extent_bytes or extent_bytes_for(config.capacity_bytes)
         self.region = MemoryRegion(config.capacity_bytes, numa_node=config.numa_node)
         self._free = [

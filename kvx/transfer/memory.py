@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvx.errors import CapacityError
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.1
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 class MemoryRegion:
@@ -122,3 +127,12 @@ class MemoryRegion:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+def memory_limit_bytes() -> int:
+    """Return how much memory this process may have: the machine's, or its control group's."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _CGROUP_LIMITS:
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)

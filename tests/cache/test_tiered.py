@@ -351,3 +351,11 @@ def test_a_forgotten_cache_warns_and_closes(tmp_path: Path) -> None:
     assert "not closed" in str(caught[0].message)
     with kvx.TieredCache.open(config) as cache:
         assert open_space(cache).match(make_hashes(3)).num_blocks == 3
+
+
+def test_more_dram_than_there_is_is_refused(open_cache: Opener) -> None:
+    """Before anything is mapped, with both numbers."""
+    with pytest.raises(kvx.CapacityError, match="lower its capacity") as caught:
+        open_cache(has_nvme=False, dram={"capacity": "100TiB"})
+    assert caught.value.needed_bytes == 100 << 40
+    assert 0 < caught.value.available_bytes < 100 << 40
