@@ -131,8 +131,6 @@ class MemoryRegion:
 
 def memory_limit_bytes() -> int:
     """Return how much memory this process may have: the machine's, or its control group's."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in _CGROUP_LIMITS:
-        if path.exists() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
-    return min(limits)
+    texts = [path.read_text().strip() for path in _CGROUP_LIMITS if path.exists()]
+    limits = [int(text) for text in texts if text.isdigit()]  # "max" where there is none
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
