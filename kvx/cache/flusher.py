@@ -40,6 +40,7 @@ _BATCHES_IN_FLIGHT = 4
 _DIRTY_SHARE_MAX = 0.5
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
 _EXISTS = int(_core.ReserveOutcome.EXISTS)
+_HELD = 1  # of BlockIndex.inspect
 _NO_FDS = np.zeros(0, np.int32)
 
 
@@ -239,10 +240,23 @@ class Flusher:
         rest = ~(reserved | exists)
         if rest.any():
             self._let_go(batch.only(rest), MissReason.QUOTA)
-        kept = batch.only(reserved)
+        kept = self._still_wanted(batch.only(reserved))
         batch.nvme_pool.namespace_ids[kept.slots] = kept.namespace_ids
         batch.nvme_pool.expiries_s[kept.slots] = kept.dram_pool.expiries_s[kept.dram_slots]
         return kept
+
+    def _still_wanted(self, batch: _Batch) -> _Batch:
+        """Return the rows that nobody dropped since they were taken; the others are let go.
+
+        A drop removes from DRAM, then from NVMe. Asked after reserving on NVMe, DRAM therefore knows
+        of every drop that came too early to cancel the reservation.
+        """
+        held = batch.dram_pool.index.inspect(batch.keys, self._shared.now_ms()) == _HELD
+        if not held.all():
+            gone = batch.only(~held)
+            gone.nvme_pool.index.abort(gone.slots, gone.generations)
+            self._let_go(gone, MissReason.DROPPED)
+        return batch.only(held)
 
     def _write_payloads(self, batch: _Batch) -> None:
         fds, offsets = batch.nvme_pool.locate(batch.slots)
