@@ -248,8 +248,8 @@ class Flusher:
     def _still_wanted(self, batch: _Batch) -> _Batch:
         """Return the rows that nobody dropped since they were taken; the others are let go.
 
-        A drop removes from DRAM, then from NVMe. Asked after reserving on NVMe, DRAM therefore knows
-        of every drop that came too early to cancel the reservation.
+        A drop removes from DRAM, then from NVMe. Asked after reserving on NVMe, DRAM therefore
+        knows of every drop that came too early to cancel the reservation.
         """
         held = batch.dram_pool.index.inspect(batch.keys, self._shared.now_ms()) == _HELD
         if not held.all():
