@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +23,7 @@ from tests.cache.faults import (
     sample,
     wait_until,
 )
+from tests.sim.stalls import MachineStalls
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,31 +35,16 @@ LASTING = {"failures": 100_000}
 Moving = kvx.Transfer[kvx.TransferResult]
 
 
-# Sleeps 5 ms again and again until its input ends, then says how much too long it slept at worst.
-CANARY = """
-import select, sys, time
-worst = 0.0
-while True:
-    began = time.monotonic()
-    if select.select([sys.stdin], [], [], 0.005)[0]:
-        break
-    worst = max(worst, time.monotonic() - began - 0.005)
-print(worst)
-"""
-
-
 class Stopwatch:
     """Notes how much later than its deadline each transfer ended, whoever ended it.
 
-    A process of its own notes how long the machine stood still meanwhile: that does not count.
+    How long the machine stood still meanwhile does not count.
     """
 
     def __init__(self) -> None:
         """Start with no transfer."""
         self._late_s: list[float] = []
-        self._canary = subprocess.Popen(
-            [sys.executable, "-c", CANARY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self._stalls = MachineStalls()
 
     def watch(self, transfer: Moving, deadline_s: float) -> Moving:
         """Note the end of a transfer that was just started."""
@@ -72,8 +56,7 @@ class Stopwatch:
         """Return the 99th percentile; every transfer must have ended."""
         assert len(self._late_s) == TRANSFERS
         late_s = float(np.quantile(self._late_s, 0.99))
-        stalled_s, _ = self._canary.communicate()
-        return late_s - float(stalled_s)
+        return late_s - self._stalls.stop()
 
 
 def all_time_out(transfers: list[Moving]) -> None:
