@@ -5,6 +5,8 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_IO_BACKEND          overrides `io_backend`
     KVX_COPY_THREADS        overrides `copy_threads`
     KVX_DEADLINE_S          overrides `deadline_s`
+    KVX_GPU_DRIVER          overrides `driver` of `gpu`
+    KVX_HBM_CAPACITY        overrides `capacity` of the HBM tier
     KVX_DRAM_CAPACITY       overrides `capacity` of the DRAM tier
     KVX_NVME_CAPACITY       overrides `capacity` of the NVMe tier
     KVX_NVME_PATH           overrides `path` of the NVMe tier
@@ -26,39 +28,19 @@ import yaml
 
 from kvx.errors import ConfigError, UsageError
 from kvx.namespace import Namespace
-from kvx.records import Setting, decode, encode, prefixed, rejected, unknown_key, validate
+from kvx.records import (
+    Setting,
+    decode,
+    encode,
+    prefixed,
+    rejected,
+    setting,
+    unknown_key,
+    validate,
+)
+from kvx.tier_config import DramTierConfig, TierConfig, decode_tiers
 
-TierT = TypeVar("TierT", bound="DramTierConfig | NvmeTierConfig")
-_LATER_KINDS = ("hbm", "s3", "peer")
-
-
-class Eviction(StrEnum):
-    """Which block goes first when a tier is full."""
-
-    LRU = "lru"
-    LFU = "lfu"
-    FIFO = "fifo"
-    LFU_WITH_RECENCY = "lfu_with_recency"
-    S3FIFO = "s3fifo"
-
-
-class WriteMode(StrEnum):
-    """When blocks are written to NVMe: at once, or when DRAM needs room."""
-
-    THROUGH = "through"
-    BACK = "back"
-
-
-class Durability(StrEnum):
-    """What has happened when a block counts as on NVMe.
-
-    NONE: written; survives kill -9. BATCH: payloads and records synced, a group at a time; survives
-    a power cut. EACH: as BATCH, and an offload is not done before that.
-    """
-
-    NONE = "none"
-    BATCH = "batch"
-    EACH = "each"
+TierT = TypeVar("TierT", bound=TierConfig)
 
 
 class IoBackend(StrEnum):
@@ -69,40 +51,11 @@ class IoBackend(StrEnum):
     POSIX = "posix"
 
 
-class Prefault(StrEnum):
-    """When the pages of the DRAM tier are populated."""
+class SmUse(StrEnum):
+    """Whether kvx may launch kernels to gather and scatter small fragments."""
 
-    BACKGROUND = "background"
-    EAGER = "eager"
+    AUTO = "auto"
     NEVER = "never"
-
-
-def _setting(
-    default: object = dataclasses.MISSING,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    is_secret: bool = False,
-) -> object:
-    setting = Setting(minimum=minimum, maximum=maximum, is_secret=is_secret)
-    return field(default=default, metadata={"setting": setting}, repr=not is_secret)
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionConfig:
-    """Which blocks are worth writing to NVMe.
-
-    Attributes:
-        min_frequency: Times a block must have been offered before it is written; 1 for at once.
-        bytes_per_day: Most bytes written a day; None for no limit.
-    """
-
-    min_frequency: int = _setting(1, minimum=1, maximum=15)  # type: ignore[assignment]
-    bytes_per_day: int | None = _setting(None, minimum=1)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        validate(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +67,8 @@ class BreakerConfig:
         reset_s: Seconds until a probe is let through.
     """
 
-    failures: int = _setting(3, minimum=1)  # type: ignore[assignment]
-    reset_s: float = _setting(5.0, minimum=0.001)  # type: ignore[assignment]
+    failures: int = setting(3, minimum=1)
+    reset_s: float = setting(5.0, minimum=0.001)
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -123,59 +76,25 @@ class BreakerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class DramTierConfig:
-    """The DRAM tier.
+class GpuConfig:
+    """How the cache uses a GPU: opened for an HBM tier, or when it first meets device memory.
 
     Attributes:
-        capacity_bytes: Memory it takes, no more.
-        eviction: Which block goes first.
-        prefault: When pages are populated; untouched ones make first copies many times slower.
-        numa_node: Where the memory should lie; -1 leaves it to the kernel.
-        extent_bytes: Unit in which block sizes share the memory; None chooses.
+        ordinal: Number of the device, as the driver counts.
+        driver: The driver's library.
+        sm: Whether small fragments may be moved by kernels; `never` leaves all to copy engines.
+        ctas: Thread blocks of such a kernel.
+        staging_bytes: Device memory for such kernels, a direction; 0 for none.
+        calibrate: Whether copies are timed once a device, to plan by; else published numbers are
+            taken.
     """
 
-    capacity_bytes: int = _setting(minimum=64 << 10)  # type: ignore[assignment]
-    kind: str = "dram"
-    eviction: Eviction = Eviction.LRU
-    prefault: Prefault = Prefault.BACKGROUND
-    numa_node: int = _setting(-1, minimum=-1, maximum=63)  # type: ignore[assignment]
-    extent_bytes: int | None = _setting(None, minimum=4096)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        validate(self)
-
-
-@dataclass(frozen=True, slots=True)
-class NvmeTierConfig:
-    """The NVMe tier.
-
-    Attributes:
-        path: Its directory, for this cache alone.
-        capacity_bytes: Most bytes its files take together.
-        eviction: Which block goes first.
-        write: When blocks are written.
-        durability: What has happened when a block counts as written.
-        admission: Which blocks are worth writing.
-        rewarm: Whether the hottest blocks are brought into DRAM after opening.
-        recreate: Whether a directory that cannot be used is rebuilt as empty.
-        deadline_s: Most seconds a batch of writes may take.
-        extent_bytes: Size of its files; None takes what the directory has, or chooses.
-        queue_depth: Operations in the device at once.
-    """
-
-    path: Path
-    capacity_bytes: int = _setting(minimum=64 << 10)  # type: ignore[assignment]
-    kind: str = "nvme"
-    eviction: Eviction = Eviction.LFU_WITH_RECENCY
-    write: WriteMode = WriteMode.THROUGH
-    durability: Durability = Durability.BATCH
-    admission: AdmissionConfig = AdmissionConfig()
-    rewarm: bool = True
-    recreate: bool = False
-    deadline_s: float = _setting(30.0, minimum=0.001)  # type: ignore[assignment]
-    extent_bytes: int | None = _setting(None, minimum=64 << 10)  # type: ignore[assignment]
-    queue_depth: int = _setting(64, minimum=1, maximum=4096)  # type: ignore[assignment]
+    ordinal: int = setting(0, minimum=0, maximum=1023)
+    driver: str = "libcuda.so.1"
+    sm: SmUse = SmUse.AUTO
+    ctas: int = setting(4, minimum=1, maximum=1024)
+    staging_bytes: int = setting(32 << 20, minimum=0)
+    calibrate: bool = True
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -189,45 +108,20 @@ class TenantConfig:
     Attributes:
         name: As in `Namespace.tenant`.
         salt: Secret in all its keys; never shown. Better given by KVX_TENANT_SALT_<NAME>.
+        hbm_quota_bytes: Most bytes of HBM for its blocks of one size; None for no limit.
         dram_quota_bytes: Most bytes of DRAM for its blocks of one size; None for no limit.
         nvme_quota_bytes: The same on NVMe.
     """
 
     name: str
-    salt: str = _setting("", is_secret=True)  # type: ignore[assignment]
-    dram_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
-    nvme_quota_bytes: int | None = _setting(None, minimum=0)  # type: ignore[assignment]
+    salt: str = setting("", is_secret=True)
+    hbm_quota_bytes: int | None = setting(None, minimum=0)
+    dram_quota_bytes: int | None = setting(None, minimum=0)
+    nvme_quota_bytes: int | None = setting(None, minimum=0)
 
     def __post_init__(self) -> None:
         """Check every value."""
         validate(self)
-
-
-def _tiers(source: object) -> tuple[DramTierConfig | NvmeTierConfig, ...]:
-    """Decode the list of tiers by their kind; DRAM comes first and each kind at most once."""
-    if not isinstance(source, Sequence) or isinstance(source, str | bytes) or not source:
-        raise ConfigError(f" is {source!r}, but a list of tiers is needed, the first of kind dram")
-    found = tuple(_tier(place, one) for place, one in enumerate(source))
-    kinds = [tier.kind for tier in found]
-    if kinds[0] != "dram" or len(set(kinds)) != len(kinds):
-        raise rejected("", kinds, "one tier of each kind, dram first")
-    return found
-
-
-def _tier(place: int, source: object) -> DramTierConfig | NvmeTierConfig:
-    if isinstance(source, DramTierConfig | NvmeTierConfig):
-        return source
-    try:
-        kind = source.get("kind") if isinstance(source, Mapping) else None
-        if kind in _LATER_KINDS:
-            raise rejected("kind", kind, "dram or nvme; the others are not in this version")
-        if kind == "dram":
-            return decode(DramTierConfig, source)
-        if kind == "nvme":
-            return decode(NvmeTierConfig, source)
-        raise rejected("kind", kind, "dram or nvme")
-    except ConfigError as error:
-        raise prefixed(error, f"[{place}]") from None
 
 
 def _tenants(source: object) -> tuple[TenantConfig, ...]:
@@ -250,26 +144,26 @@ class CacheConfig:
     """Everything `TieredCache.open` wants to know.
 
     Attributes:
-        tiers: DRAM first, then NVMe if there is one.
+        tiers: From the top down: HBM if there is one, DRAM, NVMe if there is one.
         tenants: Tenants with a salt or a quota; others need no entry.
         deadline_s: Seconds a transfer may take unless the call says otherwise.
         copy_threads: Threads that copy; 0 for one a CPU.
         io_backend: How files are read and written.
+        gpu: How a GPU is used.
         breaker: When a failing tier is left alone.
         events_capacity: Events kept for replay.
     """
 
-    tiers: tuple[DramTierConfig | NvmeTierConfig, ...] = field(
-        metadata={"setting": Setting(decode=_tiers)}
-    )
+    tiers: tuple[TierConfig, ...] = field(metadata={"setting": Setting(decode=decode_tiers)})
     tenants: tuple[TenantConfig, ...] = field(
         default=(), metadata={"setting": Setting(decode=_tenants)}
     )
-    deadline_s: float = _setting(10.0, minimum=0.001)  # type: ignore[assignment]
-    copy_threads: int = _setting(0, minimum=0, maximum=256)  # type: ignore[assignment]
+    deadline_s: float = setting(10.0, minimum=0.001)
+    copy_threads: int = setting(0, minimum=0, maximum=256)
     io_backend: IoBackend = IoBackend.AUTO
+    gpu: GpuConfig = GpuConfig()
     breaker: BreakerConfig = BreakerConfig()
-    events_capacity: int = _setting(65_536, minimum=1)  # type: ignore[assignment]
+    events_capacity: int = setting(65_536, minimum=1)
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -351,6 +245,8 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> Ca
         one.name: getattr(config, one.name) for one in dataclasses.fields(config)
     }
     plain |= {name: _number(value) for name, value in top.items()}
+    if "KVX_GPU_DRIVER" in environment:
+        plain["gpu"] = dataclasses.replace(config.gpu, driver=environment["KVX_GPU_DRIVER"])
     tiers = []
     for tier in config.tiers:
         values: dict[str, object] = {

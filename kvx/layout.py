@@ -184,6 +184,10 @@ class BlockSelection:
         """Return the number of blocks."""
         return len(self.ids)
 
+    def only(self, rows: npt.NDArray[np.int64]) -> BlockSelection:
+        """Return the blocks at these places of the selection."""
+        return BlockSelection(self.view, self.ids[rows])
+
     @property
     def planes(self) -> npt.NDArray[np.int64]:
         """(P, 3) int64 rows of base address, stride and bytes."""

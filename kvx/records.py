@@ -44,6 +44,18 @@ class Setting:
     decode: Decoder | None = None
 
 
+def setting(
+    default: object = dataclasses.MISSING,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    is_secret: bool = False,
+) -> typing.Any:
+    """Return the field of a record with bounds; `Any` because it stands where a value would."""
+    kept = Setting(minimum=minimum, maximum=maximum, is_secret=is_secret)
+    return dataclasses.field(default=default, metadata={"setting": kept}, repr=not is_secret)
+
+
 def rejected(key: str, value: object, accepted: str) -> ConfigError:
     """Return the error for a malformed value; the message starts with `key`."""
     return ConfigError(f"{key} = {value!r}: accepted is {accepted}", key=key)

@@ -10,25 +10,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvx
-from kvx.config import (
+from kvx.config import BreakerConfig, CacheConfig, IoBackend, TenantConfig
+from kvx.errors import ConfigError, UsageError
+from kvx.tier_config import (
     AdmissionConfig,
-    BreakerConfig,
-    CacheConfig,
     DramTierConfig,
     Durability,
     Eviction,
-    IoBackend,
     NvmeTierConfig,
     Prefault,
-    TenantConfig,
     WriteMode,
 )
-from kvx.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DRAM: Mapping[str, object] = {"kind": "dram", "capacity": "64MiB"}
+HBM: Mapping[str, object] = {"kind": "hbm", "capacity": "8MiB"}
 NVME: Mapping[str, object] = {"kind": "nvme", "path": "kvx-data", "capacity": "1GiB"}
 
 YAML = """
@@ -169,10 +167,10 @@ def test_defaults() -> None:
         ({"tiers": []}, "tiers", ["[]", "a list of tiers", "dram"]),
         ({"tiers": "dram"}, "tiers", ["'dram'", "a list of tiers"]),
         ({"tiers": None}, "tiers", ["None", "a list of tiers"]),
-        ({"tiers": [NVME]}, "tiers", ["['nvme']", "dram first"]),
-        ({"tiers": [NVME, DRAM]}, "tiers", ["['nvme', 'dram']", "dram first"]),
-        ({"tiers": [DRAM, DRAM]}, "tiers", ["['dram', 'dram']", "one tier of each kind"]),
-        ({"tiers": [DRAM, NVME, NVME]}, "tiers", ["one tier of each kind"]),
+        ({"tiers": [NVME]}, "tiers", ["['nvme']", "with dram"]),
+        ({"tiers": [NVME, DRAM]}, "tiers", ["['nvme', 'dram']", "in this order"]),
+        ({"tiers": [DRAM, DRAM]}, "tiers", ["['dram', 'dram']", "at most once"]),
+        ({"tiers": [DRAM, NVME, NVME]}, "tiers", ["at most once"]),
         ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "dram or nvme"]),
         ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "dram or nvme"]),
         ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].kind", ["'s3'", "not in this version"]),
@@ -180,6 +178,10 @@ def test_defaults() -> None:
         ({"tiers": [{"kind": "dram"}]}, "tiers[0].capacity", ["missing"]),
         ({"tiers": [DRAM, {**NVME, "path": ""}]}, "tiers[1].path", ["''", "Path"]),
         ({"tiers": [DRAM, {**NVME, "capcity": 1}]}, "tiers[1].capcity", ["'capacity'"]),
+        ({"tiers": [DRAM, HBM]}, "tiers", ["['dram', 'hbm']", "in this order"]),
+        ({"tiers": [{**HBM, "emulation": "yes"}, DRAM]}, "tiers[0].emulation", ["auto, always"]),
+        ({"gpu": {"sm": "none"}}, "gpu.sm", ["'none'", "auto, never"]),
+        ({"gpu": {"ctas": 0}}, "gpu.ctas", ["0", "at least 1"]),
         ({"tiers": [{**DRAM, "eviction": "lur"}]}, "tiers[0].eviction", ["'lur'", "lru, lfu"]),
         ({"tiers": [{**DRAM, "capacity": "8G"}]}, "tiers[0].capacity", ["'8G'", '"8GiB"']),
         (

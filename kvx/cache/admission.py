@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx.config import AdmissionConfig
+    from kvx.tier_config import AdmissionConfig
 
 _ROWS = 4
 _COLUMNS = 1 << 16

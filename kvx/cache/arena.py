@@ -1,16 +1,14 @@
-"""The DRAM tier's memory: one region cut into extents that pools take and give back."""
+"""A memory tier's memory: one run of bytes cut into extents that pools take and give back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvx.config import Prefault
 from kvx.errors import CapacityError
-from kvx.transfer.memory import MemoryRegion, memory_limit_bytes
 
 if TYPE_CHECKING:
-    from kvx.config import DramTierConfig
+    from collections.abc import Callable
 
 _EXTENT_BYTES_MIN = 64 << 20
 _EXTENT_BYTES_MAX = 1 << 30
@@ -39,34 +37,32 @@ def extent_bytes_for(capacity_bytes: int) -> int:
 class Arena:
     """Memory of fixed size, given out by extents."""
 
-    def __init__(self, config: DramTierConfig) -> None:
-        """Map the memory and prefault it as configured.
+    def __init__(
+        self,
+        name: str,
+        address: int,
+        capacity_bytes: int,
+        extent_bytes: int | None,
+        let_go: Callable[[bool], None],
+    ) -> None:
+        """Take over memory.
 
-        Raises:
-            CapacityError: The machine does not have that much memory.
+        Args:
+            name: The tier's, for errors.
+            address: Of its first byte, on the host or a device.
+            capacity_bytes: Its length.
+            extent_bytes: Unit that it is given out in; None chooses.
+            let_go: Called once at the end, with whether the hardware still holds some of it.
         """
-        available_bytes = memory_limit_bytes()
-        if config.capacity_bytes > available_bytes:
-            # Mapping it would work; populating it would end with the kernel killing the process.
-            raise CapacityError(
-                f"the DRAM tier is to have {config.capacity_bytes} bytes, this process may have "
-                f"{available_bytes}; lower its capacity",
-                needed_bytes=config.capacity_bytes,
-                available_bytes=available_bytes,
-            )
-        self.extent_bytes = config.extent_bytes or extent_bytes_for(config.capacity_bytes)
-        self.region = MemoryRegion(config.capacity_bytes, numa_node=config.numa_node)
+        self.extent_bytes = extent_bytes or extent_bytes_for(capacity_bytes)
+        self._name = name
+        self._let_go = let_go
         self._free = [
-            MemoryExtent(
-                self.region.address + offset,
-                min(self.extent_bytes, config.capacity_bytes - offset),
-            )
-            for offset in range(0, config.capacity_bytes, self.extent_bytes)
+            MemoryExtent(address + offset, min(self.extent_bytes, capacity_bytes - offset))
+            for offset in range(0, capacity_bytes, self.extent_bytes)
         ]
         self.num_extents = len(self._free)
         self._free.reverse()
-        if config.prefault is not Prefault.NEVER:
-            self.region.prefault_in_background()
 
     def take(self, slot_bytes: int) -> MemoryExtent | None:
         """Give out an extent that holds at least one slot; None when all are in use.
@@ -77,7 +73,7 @@ class Arena:
         if slot_bytes > self.extent_bytes:
             raise CapacityError(
                 f"a block of {slot_bytes} bytes does not fit into extents of {self.extent_bytes} "
-                "bytes; raise the DRAM tier's capacity or its extent size",
+                f"bytes; raise the {self._name} tier's capacity or its extent size",
                 needed_bytes=slot_bytes,
                 available_bytes=self.extent_bytes,
             )
@@ -90,6 +86,6 @@ class Arena:
         """Take an extent back for any pool."""
         self._free.append(extent)
 
-    def close(self) -> None:
-        """Stop prefaulting; the memory lives until the last array on it dies."""
-        self.region.stop_prefault()
+    def close(self, *, is_abandoned: bool) -> None:
+        """Let go of the memory; see `let_go`."""
+        self._let_go(is_abandoned)

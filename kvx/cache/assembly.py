@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,19 @@ import numpy as np
 
 from kvx.cache.admission import Admission
 from kvx.cache.breaker import Breaker
+from kvx.cache.device import DeviceAccess, DeviceLink, open_device
 from kvx.cache.dram import DramTier
 from kvx.cache.events import EventLog
 from kvx.cache.flusher import Flusher
+from kvx.cache.hbm import HbmTier
 from kvx.cache.instruments import Instruments
 from kvx.cache.nvme import NvmeTier
 from kvx.cache.reactor import Reactor
 from kvx.cache.refusals import Refusals
 from kvx.cache.shared import NamespaceTable, Shared
 from kvx.cache.sightings import Sightings
-from kvx.config import NvmeTierConfig, Prefault
 from kvx.metrics import Registry
+from kvx.tier_config import HbmTierConfig, NvmeTierConfig, Prefault
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -59,8 +62,11 @@ def assemble(
     """
     history = _core.MissHistory(_HISTORY_ENTRIES)
     nvme_config = config.tier(NvmeTierConfig)
-    nvme = NvmeTier(nvme_config, history, Breaker(config.breaker), clock) if nvme_config else None
-    try:
+    with ExitStack() as undo:
+        nvme = None
+        if nvme_config is not None:
+            nvme = NvmeTier(nvme_config, history, Breaker(config.breaker), clock)
+            undo.callback(nvme.close)
         dram = DramTier(config.dram, history)
         _prefault(dram, progress)
         engine = _core.Engine(
@@ -70,13 +76,16 @@ def assemble(
             failpoints=faults.failpoints if faults else None,
             journal_path=faults.journal_path if faults else "",
         )
-    except BaseException:
-        if nvme is not None:
-            nvme.close()
-        raise
+        undo.callback(engine.close, 1.0)
+        device = _device_access(config, engine, dram, progress)
+        undo.callback(device.close, is_abandoned=False)
+        hbm_config = config.tier(HbmTierConfig)
+        hbm = HbmTier(hbm_config, device.link().device, history) if hbm_config else None
+        undo.pop_all()
     shared = Shared(
         engine=engine,
         reactor=Reactor(engine),
+        hbm=hbm,
         dram=dram,
         nvme=nvme,
         flusher=None,
@@ -88,12 +97,13 @@ def assemble(
         sightings=Sightings(),
         refusals=Refusals(),
         clock=clock,
+        device=device,
     )
     if nvme is not None:
         shared.flusher = Flusher(shared, nvme)
         if config.dram.prefault is Prefault.EAGER:
             # Registering populates what is not there yet, on one thread: only worth it afterwards.
-            engine.register_buffer(dram.arena.region.address, dram.arena.region.size_bytes)
+            engine.register_buffer(dram.region.address, dram.region.size_bytes)
     _add_gauges(shared)
     return shared
 
@@ -153,9 +163,24 @@ def _names_of(
     return ids, shared.names.owners_of(ids)
 
 
+def _device_access(
+    config: CacheConfig, engine: _core.Engine, dram: DramTier, progress: Progress | None
+) -> DeviceAccess:
+    """Return the way to the device, which is not opened yet."""
+    return DeviceAccess(
+        lambda: DeviceLink(
+            open_device(config.gpu, config.tier(HbmTierConfig)),
+            config.gpu,
+            engine,
+            dram.region,
+            progress=progress,
+        )
+    )
+
+
 def _prefault(dram: DramTier, progress: Progress | None) -> None:
     """Wait for the memory when it is wanted eagerly, else let it be populated in the background."""
-    region = dram.arena.region
+    region = dram.region
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -172,6 +197,8 @@ def _add_gauges(shared: Shared) -> None:
           lambda: float(engine.quarantined_bytes()))  # fmt: skip
     gauge("kvx_unsettled_jobs", "Native jobs whose bytes may still move",
           lambda: float(shared.reactor.num_unsettled))  # fmt: skip
+    gauge("kvx_pinned_bytes", "Bytes of the DRAM tier that the device copies at full speed",
+          lambda: float(link.pinned_bytes if (link := shared.device.link_if_open) else 0))  # fmt: skip
     nvme, flusher = shared.nvme, shared.flusher
     if nvme is not None and flusher is not None:
         gauge("kvx_nvme_is_up", "1 unless the breaker keeps the NVMe tier out",

@@ -1,174 +1,56 @@
-"""The DRAM tier: pools of host-memory slots that share one arena.
+"""The DRAM tier: blocks in host memory.
 
 Every block passes through here: offloads land here first, and what is read from lower tiers lands
-here on its way. Nothing in this tier outlives the process.
+here on its way.
 """
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from kvx.cache.arena import Arena, MemoryExtent
-from kvx.cache.pool import OwnerLimits, Pool, slot_bytes_for
+from kvx.cache.arena import Arena
+from kvx.cache.memory_tier import MemoryTier
+from kvx.errors import CapacityError
+from kvx.tier_config import Prefault
+from kvx.transfer.memory import MemoryRegion, memory_limit_bytes
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from kvx.config import DramTierConfig
+    from kvx.tier_config import DramTierConfig
     from kvx_ext import _core
 
 
-# Arenas that stuck I/O may still write into; freeing them would hand that memory to somebody else.
-_ABANDONED: list[Arena] = []
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Slots that a batch may now be written into.
+class DramTier(MemoryTier):
+    """Host memory under one capacity, for blocks of any size.
 
     Attributes:
-        outcomes: (n,) uint8, `kvx_ext._core.ReserveOutcome` of each key.
-        slots: (n,) int64, -1 where none was given.
-        generations: (n,) uint32 of the slots given.
-        evicted_keys: (m, 16) uint8 keys that had to go.
+        region: The memory; lives until the last array on it dies.
     """
 
-    outcomes: npt.NDArray[np.uint8]
-    slots: npt.NDArray[np.int64]
-    generations: npt.NDArray[np.uint32]
-    evicted_keys: npt.NDArray[np.uint8]
-
-
-class DramPool(Pool):
-    """Slots of one size in host memory."""
-
-    def __init__(self, slot_bytes: int, tier: DramTier) -> None:
-        """Make a pool without memory."""
-        super().__init__(
-            slot_bytes,
-            tier.arena.extent_bytes // slot_bytes,
-            tier.arena.num_extents,
-            tier.config.eviction,
-            tier.history,
-        )
-        self._extents: dict[int, MemoryExtent] = {}
-        self._bases = np.zeros(tier.arena.num_extents, np.int64)
-
-    def add_memory(self, extent: MemoryExtent) -> None:
-        """Take an extent into use under the lowest free ordinal."""
-        ordinal = next(i for i in range(len(self._extents) + 1) if i not in self._extents)
-        self._extents[ordinal] = extent
-        self._bases[ordinal] = extent.address
-        self.add_slots(ordinal * self.slots_per_extent, extent.size_bytes // self.slot_bytes)
-
-    def remove_memory(self) -> MemoryExtent | None:
-        """Forget the blocks of one extent and return it; None when all are in use."""
-        for ordinal, extent in self._extents.items():
-            first = ordinal * self.slots_per_extent
-            if self.retire_slots(first, extent.size_bytes // self.slot_bytes):
-                return self._extents.pop(ordinal)
-        return None
-
-    def addresses(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return where the slots' bytes begin, (n,) int64."""
-        ordinals, places = np.divmod(slots, self.slots_per_extent)
-        addresses: npt.NDArray[np.int64] = self._bases[ordinals] + places * self.slot_bytes
-        return addresses
-
-
-class DramTier:
-    """Host memory under one capacity, for blocks of any size."""
-
-    name = "dram"
-
     def __init__(self, config: DramTierConfig, history: _core.MissHistory) -> None:
-        """Map the memory.
+        """Map the memory and prefault it as configured.
 
         Raises:
             CapacityError: The machine does not have that much.
         """
+        available_bytes = memory_limit_bytes()
+        if config.capacity_bytes > available_bytes:
+            # Mapping it would work; populating it would end with the kernel killing the process.
+            raise CapacityError(
+                f"the DRAM tier is to have {config.capacity_bytes} bytes, this process may have "
+                f"{available_bytes}; lower its capacity",
+                needed_bytes=config.capacity_bytes,
+                available_bytes=available_bytes,
+            )
         self.config = config
-        self.history = history
-        self.arena = Arena(config)
-        self.pools: dict[int, DramPool] = {}
-        self.limits = OwnerLimits()
-        self._lock = threading.Lock()
-
-    def pool_for(self, block_bytes: int) -> DramPool:
-        """Return the pool that blocks of this size live in, made on first use.
-
-        Raises:
-            CapacityError: No extent can hold such a block.
-        """
-        slot_bytes = slot_bytes_for(block_bytes)
-        with self._lock:
-            pool = self.pools.get(slot_bytes)
-            if pool is None:
-                extent = self._take_extent(slot_bytes)
-                pool = self.pools[slot_bytes] = DramPool(slot_bytes, self)
-                self.limits.apply(pool)
-                if extent is not None:
-                    pool.add_memory(extent)
-            return pool
-
-    def reserve(
-        self,
-        pool: DramPool,
-        keys: npt.NDArray[np.uint8],
-        *,
-        owner: int,
-        namespace_id: int,
-        is_dirty: bool,
-        ttl_s: int,
-        now_ms: int,
-    ) -> Reservation:
-        """Find slots for new blocks: free ones, then unused memory, then by eviction."""
-        self._grow(pool, len(keys))
-        reservation = Reservation(*pool.index.reserve(keys, owner, is_dirty, ttl_s, now_ms))
-        taken = reservation.slots[reservation.slots >= 0]
-        pool.namespace_ids[taken] = namespace_id
-        pool.expiries_s[taken] = now_ms // 1000 + ttl_s if ttl_s else 0
-        return reservation
-
-    def num_free(self, pool: DramPool, num_wanted: int) -> int:
-        """Return how many of the slots wanted there are without evicting anything."""
-        self._grow(pool, num_wanted)
-        return min(num_wanted, pool.index.num_free)
-
-    def close(self, *, is_abandoned: bool) -> None:
-        """Stop prefaulting.
-
-        Args:
-            is_abandoned: Whether the hardware still holds some of the memory: then it must outlive
-                everything, and is kept for good.
-        """
-        self.arena.close()
-        if is_abandoned:
-            _ABANDONED.append(self.arena)
-
-    def _grow(self, pool: DramPool, num_slots: int) -> None:
-        if pool.index.num_free >= num_slots:
-            return
-        with self._lock:
-            while pool.index.num_free < num_slots:
-                extent = self._take_extent(pool.slot_bytes, is_first=pool.num_extents == 0)
-                if extent is None:
-                    return
-                pool.add_memory(extent)
-
-    def _take_extent(self, slot_bytes: int, *, is_first: bool = True) -> MemoryExtent | None:
-        """Return unused memory; for a pool that has none, memory of the pool that has most."""
-        extent = self.arena.take(slot_bytes)
-        if extent is not None or not is_first:
-            return extent
-        donors = sorted(self.pools.values(), key=lambda pool: -pool.num_extents)
-        for donor in donors:
-            freed = donor.remove_memory() if donor.num_extents > 0 else None
-            if freed is not None:
-                self.arena.give_back(freed)
-                return self.arena.take(slot_bytes)
-        return None
+        region = MemoryRegion(config.capacity_bytes, numa_node=config.numa_node)
+        arena = Arena(
+            "DRAM",
+            region.address,
+            config.capacity_bytes,
+            config.extent_bytes,
+            lambda _: region.stop_prefault(),
+        )
+        self.region = region
+        super().__init__(arena, config.eviction, history)
+        if config.prefault is not Prefault.NEVER:
+            region.prefault_in_background()

@@ -21,7 +21,7 @@ from kvx.cache.disk.record import BlockRecords
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
-from kvx.config import Durability, WriteMode
+from kvx.tier_config import Durability, WriteMode
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.disk.writes import RecordWrites
-    from kvx.cache.dram import DramPool
+    from kvx.cache.memory_tier import MemoryPool
     from kvx.cache.nvme import NvmePool, NvmeTier
     from kvx.cache.shared import Shared
 
@@ -48,7 +48,7 @@ _NO_FDS = np.zeros(0, np.int32)
 class _Batch:
     """Blocks on their way: their DRAM slots (pinned), and the NVMe slots reserved for them."""
 
-    dram_pool: DramPool
+    dram_pool: MemoryPool
     nvme_pool: NvmePool
     keys: npt.NDArray[np.uint8]
     dram_slots: npt.NDArray[np.int64]
@@ -180,14 +180,14 @@ class Flusher:
     def _deadline_s(self) -> float:
         return self._nvme.config.deadline_s
 
-    def _is_due(self, pool: DramPool) -> bool:
+    def _is_due(self, pool: MemoryPool) -> bool:
         if pool.num_dirty == 0:
             return False
         if self._nvme.config.write is WriteMode.THROUGH or self._wants_all:
             return True
         return pool.num_dirty > _DIRTY_SHARE_MAX * pool.index.num_slots
 
-    def _start_batch(self, pool: DramPool) -> bool:
+    def _start_batch(self, pool: MemoryPool) -> bool:
         """Take dirty blocks of a pool and submit their payloads; False when there are none."""
         count = max(1, _BATCH_BYTES // pool.slot_bytes)
         keys, slots, generations, checksums = pool.index.take_dirty(count)

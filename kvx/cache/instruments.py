@@ -74,7 +74,7 @@ class Instruments:
 
     def note_match(self, num_asked: int, tiers: npt.NDArray[np.uint8], reason: MissReason) -> None:
         """Count a match by what it found and why it ended."""
-        for tier in (TierKind.DRAM, TierKind.NVME):
+        for tier in TierKind:
             count = int((tiers == tier).sum())
             if count:
                 self._matches.add(count, (tier.name.lower(),))

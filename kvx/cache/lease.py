@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx.cache.dram import DramPool, DramTier
+    from kvx.cache.dram import DramTier
+    from kvx.cache.memory_tier import MemoryPool
     from kvx.cache.pool import Found
 
 
@@ -29,7 +30,7 @@ class Lease:
     def __init__(
         self,
         tier: DramTier,
-        pool: DramPool,
+        pool: MemoryPool,
         keys: npt.NDArray[np.uint8],
         found: Found,
         *,

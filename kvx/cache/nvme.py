@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kvx.cache.disk.record import BlockRecords
     from kvx.cache.disk.recovery import Recovered
     from kvx.cache.disk.writes import RecordWrites
-    from kvx.config import NvmeTierConfig
+    from kvx.tier_config import NvmeTierConfig
     from kvx_ext import _core
 
 _log = logging.getLogger(__name__)

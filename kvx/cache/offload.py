@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.cache.arrival import Arrival
+from kvx.cache.device import HOST_WAY
 from kvx.cache.operation import REASON_OF_CODE, Operation
+from kvx.cache.promotion import promote
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
@@ -20,6 +23,7 @@ from kvx_ext import _core
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from kvx.cache.device import DeviceWay
     from kvx.cache.shared import Shared
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
@@ -46,6 +50,7 @@ class Offload(Operation):
         *,
         ttl_s: int,
         deadline_s: float,
+        way: DeviceWay | None = None,
     ) -> None:
         """Make the operation over (n, 16) uint8 keys and as many source blocks."""
         super().__init__(shared, "offload", len(keys), deadline_s)
@@ -54,6 +59,9 @@ class Offload(Operation):
         self._source = source
         self._ttl_s = ttl_s
         self._pool = space.dram_pool
+        self._way = way or HOST_WAY
+        if self._way.link is not None:
+            self.arrival = Arrival(self._way.link, 1, is_watched=False)
         flusher = shared.flusher
         self._flusher = flusher if flusher is not None and flusher.confirms_each else None
         self._unconfirmed: dict[bytes, int] = {}
@@ -113,13 +121,16 @@ class Offload(Operation):
                         self._source.ids[rows],
                         addresses,
                         self._keys[rows],
-                        self._remaining_s(),
+                        self.remaining_s(),
+                        self._way.link is not None,
+                        self._way.mark,
                     ),
                     settle=lambda job: self._settle_copies(job, rows, slots, generations),
                     give_up=self._give_up,
                     keep=(self._source, self.shared.dram),
                 )
-            )
+            ),
+            rows,
         )
 
     def _settle_copies(
@@ -132,6 +143,7 @@ class Offload(Operation):
         codes = job.codes()
         arrived = codes == Code.OK
         index = self._pool.index
+        expiries_s = self._pool.expiries_s[slots]
         self._await_flush(rows[arrived])
         with self.shared.events.changing():
             stands = index.commit(slots[arrived], generations[arrived], job.checksums()[arrived])
@@ -142,6 +154,17 @@ class Offload(Operation):
         self.tiers[rows[arrived]] = TierKind.DRAM
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         self._settle_reason(rows, REASON_OF_CODE[codes])
+        if self._way.reaches_hbm:
+            kept = rows[arrived]
+            promote(
+                self,
+                self.shared,
+                self._space,
+                self._source.only(kept),
+                self._keys[kept],
+                job.checksums()[arrived],
+                expiries_s[arrived],
+            )
         if self.shared.flusher is not None:
             self.shared.flusher.kick()
         self._step_over(job)

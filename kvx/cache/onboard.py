@@ -1,7 +1,8 @@
-"""Blocks toward the engine: from DRAM by a verified copy, from NVMe through a DRAM slot.
+"""Blocks toward the engine: from HBM inside the device, from DRAM verified, from NVMe through DRAM.
 
 A block read from NVMe warms DRAM and streams on to its target as soon as its own bytes are there.
-A damaged copy in one tier is dropped there and the block is looked for in the next.
+Blocks for device memory are verified in host memory before they are sent. A damaged copy in one
+tier is dropped there and the block is looked for in the next.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.cache.arrival import Arrival
+from kvx.cache.device import HOST_WAY
+from kvx.cache.memory_tier import MemoryPool
+from kvx.cache.nvme import NvmePool
 from kvx.cache.operation import REASON_OF_CODE, Operation
+from kvx.cache.promotion import promote
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
@@ -22,12 +28,14 @@ from kvx_ext import _core
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from kvx.cache.dram import Reservation
-    from kvx.cache.nvme import NvmePool
-    from kvx.cache.pool import Found
+    from kvx.cache.device import DeviceWay
+    from kvx.cache.memory_tier import Reservation
+    from kvx.cache.pool import Found, Pool
     from kvx.cache.shared import Shared
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
+
+    Expiries = npt.NDArray[np.int64]
 
 _WINDOW_BYTES = 64 << 20
 _WINDOW_SHARE = 4
@@ -39,11 +47,13 @@ _IN_FLIGHT = int(_core.ReserveOutcome.IN_FLIGHT)
 
 @dataclass(frozen=True, slots=True)
 class _ReadBatch:
-    """Rows on their way from NVMe: where they come from and the DRAM slots they go to.
+    """Rows on their way from another tier: where they come from and the DRAM slots they go to.
 
     `is_shared` is False where the slot is private to this operation and is let go afterwards.
     """
 
+    tier: TierKind
+    pool: Pool
     rows: npt.NDArray[np.int64]
     found: Found
     slots: npt.NDArray[np.int64]
@@ -63,6 +73,7 @@ class Onboard(Operation):
         *,
         target: BlockSelection | None,
         deadline_s: float,
+        way: DeviceWay | None = None,
     ) -> None:
         """Make the operation over (n, 16) uint8 keys, their (n, k) hashes and target blocks."""
         super().__init__(
@@ -75,13 +86,22 @@ class Onboard(Operation):
         self._pool = space.dram_pool
         self._nvme = shared.nvme.pool_if_any(space.block_bytes) if shared.nvme else None
         self._was_corrupt = np.zeros(len(keys), np.bool_)
+        self._way = way or HOST_WAY
+        self._hbm = space.hbm_pool
+        if self._way.link is not None:
+            self.arrival = Arrival(
+                self._way.link, self._way.layers, is_watched=self._way.layers > 1
+            )
 
     def _launch(self) -> None:
         window = max(1, _WINDOW_BYTES // self._space.block_bytes)
         window = min(window, max(1, self._pool.index.num_slots // _WINDOW_SHARE))
+        if self._way.layers > 1:
+            window = len(self.waiting)  # every block's first layer before anybody's second
         while len(self.waiting) and len(self._steps) < _WINDOWS_IN_FLIGHT:
             before = len(self.waiting)
             rows, self.waiting = self.waiting[:window], self.waiting[window:]
+            rows = self._copy_within(rows)
             found = self._pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
             if found.mask.any():
                 self._copy_out(rows[found.mask], found.only(found.mask))
@@ -89,6 +109,61 @@ class Onboard(Operation):
                 self._read(rows[~found.mask])
             if len(self.waiting) >= before:
                 return
+
+    def _copy_within(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Serve what HBM has, inside the device; returns the rows that are left."""
+        pool, target = self._hbm, self._target
+        if pool is None or (target is not None and not self._way.reaches_hbm):
+            return rows
+        found = pool.find(
+            self._keys[rows], self.shared.now_ms(), touch=True, pin=target is not None
+        )
+        rest, rows, found = rows[~found.mask], rows[found.mask], found.only(found.mask)
+        self.tiers[rows] = TierKind.HBM
+        if target is None:
+            self._settle_reason(rows, np.zeros(len(rows), np.uint8))
+        elif len(rows):
+            self._add(
+                self.shared.reactor.submit(
+                    lambda: Step(
+                        self.shared.engine.device_out(
+                            pool.addresses(found.slots),
+                            target.planes,
+                            target.ids[rows],
+                            self.remaining_s(),
+                            self._way.mark,
+                            self._progress,
+                        ),
+                        settle=lambda job: self._settle_within(job, rows, found),
+                        give_up=self._give_up,
+                        keep=(target, self.shared.hbm),
+                    )
+                ),
+                rows,
+            )
+        return rest
+
+    def _settle_within(self, job: _core.Job, rows: npt.NDArray[np.int64], found: Found) -> None:
+        assert self._hbm is not None, "it served the rows"
+        codes = job.codes()
+        self._hbm.unpin(found)
+        self.bytes_done += int((codes == Code.OK).sum()) * self._space.block_bytes
+        self._settle_reason(rows, REASON_OF_CODE[codes])
+        self._step_over(job)
+
+    @property
+    def _progress(self) -> _core.LayerProgress | None:
+        return None if self.arrival is None else self.arrival.progress
+
+    def _promote(
+        self, rows: npt.NDArray[np.int64], checksums: npt.NDArray[np.uint64], expiries_s: Expiries
+    ) -> None:
+        hbm = self.shared.hbm
+        if self._target is None or hbm is None or not hbm.config.promote:
+            return
+        if self._way.reaches_hbm:
+            blocks = self._target.only(rows)
+            promote(self, self.shared, self._space, blocks, self._keys[rows], checksums, expiries_s)
 
     def _copy_out(self, rows: npt.NDArray[np.int64], found: Found) -> None:
         self.tiers[rows] = TierKind.DRAM
@@ -107,13 +182,18 @@ class Onboard(Operation):
                         found.checksums,
                         target.planes,
                         target.ids[rows],
-                        self._remaining_s(),
+                        self.remaining_s(),
+                        self._way.link is not None,
+                        self._way.mark,
+                        self._progress,
+                        self._way.layer_planes,
                     ),
                     settle=lambda job: self._settle_copies(job, rows, found),
                     give_up=self._give_up,
                     keep=(target, self.shared.dram),
                 )
-            )
+            ),
+            rows,
         )
 
     def _settle_copies(self, job: _core.Job, rows: npt.NDArray[np.int64], found: Found) -> None:
@@ -121,22 +201,32 @@ class Onboard(Operation):
         corrupt = codes == Code.CORRUPT
         if corrupt.any():
             self.shared.drop_corrupt(self._pool, TierKind.DRAM, self._keys[rows[corrupt]])
+        expiries_s = self._pool.expiries_s[found.slots]
         self._pool.unpin(found)
-        self.bytes_done += int((codes == Code.OK).sum()) * self._space.block_bytes
+        arrived = codes == Code.OK
+        self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         self._settle_reason(rows[~corrupt], REASON_OF_CODE[codes[~corrupt]])
         self._look_again(rows[corrupt])
+        self._promote(rows[arrived], found.checksums[arrived], expiries_s[arrived])
         self._step_over(job)
 
     def _look_again(self, rows: npt.NDArray[np.int64]) -> None:
         """Let rows whose copy proved damaged be served by a lower tier."""
         with self._lock:
-            if self._ended_by is None and len(rows):
-                self._was_corrupt[rows] = True
-                self.tiers[rows] = TierKind.NONE
+            if self._ended_by is not None or not len(rows):
+                return
+            self._was_corrupt[rows] = True
+            self.tiers[rows] = TierKind.NONE
+            if self.arrival is None or self.arrival.reopen():
                 self.waiting = np.concatenate([self.waiting, rows])
+            else:
+                self._settle_reason(rows, np.full(len(rows), MissReason.CORRUPT, np.uint8))
 
     def _read(self, rows: npt.NDArray[np.int64]) -> None:
-        """Read rows that NVMe has into DRAM slots and on to the target; the rest are misses."""
+        """Bring rows that another tier has into DRAM slots and on; the rest are misses."""
+        rows = self._read_from_hbm(rows)
+        if not len(rows):
+            return
         pool = self._nvme
         if pool is None or not self._is_nvme_up():
             self._miss(rows)
@@ -144,8 +234,22 @@ class Onboard(Operation):
         found = pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
         self._miss(rows[~found.mask])
         rows, found = rows[found.mask], found.only(found.mask)
-        if not len(rows):
-            return
+        if len(rows):
+            self._bring(TierKind.NVME, pool, rows, found)
+
+    def _read_from_hbm(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Fetch rows that only HBM has for a target in host memory; returns those that are left."""
+        pool = self._hbm
+        if pool is None or self._target is None or self._way.reaches_hbm:
+            return rows
+        found = pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
+        if found.mask.any():
+            self._bring(TierKind.HBM, pool, rows[found.mask], found.only(found.mask))
+        return rows[~found.mask]
+
+    def _bring(
+        self, tier: TierKind, pool: Pool, rows: npt.NDArray[np.int64], found: Found
+    ) -> None:
         reservation = self._reserve(rows, pool.expiries_s[found.slots])
         has_slot = reservation.slots >= 0
         # Without a slot for now: no room, or the block has just arrived in DRAM. Looked at again.
@@ -153,8 +257,9 @@ class Onboard(Operation):
         pool.unpin(found.only(~has_slot))
         if has_slot.any():
             self._submit_read(
-                pool,
                 _ReadBatch(
+                    tier,
+                    pool,
                     rows[has_slot],
                     found.only(has_slot),
                     reservation.slots[has_slot],
@@ -180,35 +285,59 @@ class Onboard(Operation):
             reservation.generations[busy] = private.generations
         return reservation
 
-    def _submit_read(self, pool: NvmePool, batch: _ReadBatch) -> None:
-        self.tiers[batch.rows] = TierKind.NVME
-        fds, offsets = pool.locate(batch.found.slots)
-        addresses = self._pool.addresses(batch.slots)
-        target = self._target
+    def _submit_read(self, batch: _ReadBatch) -> None:
+        self.tiers[batch.rows] = batch.tier
+        make_job = self._make_read if batch.tier is TierKind.NVME else self._make_fetch
         self._add(
             self.shared.reactor.submit(
                 lambda: Step(
-                    self.shared.engine.read(
-                        fds,
-                        offsets,
-                        addresses,
-                        self._space.block_bytes,
-                        pool.slot_bytes,
-                        self._keys[batch.rows],
-                        batch.found.checksums,
-                        None if target is None else target.planes,
-                        None if target is None else target.ids[batch.rows],
-                        self._remaining_s(),
-                    ),
-                    settle=lambda job: self._settle_reads(job, pool, batch),
+                    make_job(batch),
+                    settle=lambda job: self._settle_reads(job, batch),
                     give_up=self._give_up,
-                    keep=(target, self.shared.dram),
+                    keep=(self._target, self.shared.dram, self.shared.hbm),
                 )
-            )
+            ),
+            batch.rows,
         )
 
-    def _settle_reads(self, job: _core.Job, pool: NvmePool, batch: _ReadBatch) -> None:
+    def _make_read(self, batch: _ReadBatch) -> _core.Job:
+        assert isinstance(batch.pool, NvmePool), "reads are from files"
+        fds, offsets = batch.pool.locate(batch.found.slots)
+        target = self._target
+        return self.shared.engine.read(
+            fds,
+            offsets,
+            self._pool.addresses(batch.slots),
+            self._space.block_bytes,
+            batch.pool.slot_bytes,
+            self._keys[batch.rows],
+            batch.found.checksums,
+            None if target is None else target.planes,
+            None if target is None else target.ids[batch.rows],
+            self.remaining_s(),
+            self._way.link is not None,
+            self._way.mark,
+            self._progress,
+            self._way.layer_planes,
+        )
+
+    def _make_fetch(self, batch: _ReadBatch) -> _core.Job:
+        assert isinstance(batch.pool, MemoryPool), "fetches are from memory"
+        assert self._target is not None, "what HBM has needs no prefetch"
+        return self.shared.engine.fetch(
+            batch.pool.addresses(batch.found.slots),
+            self._pool.addresses(batch.slots),
+            self._space.block_bytes,
+            self._keys[batch.rows],
+            batch.found.checksums,
+            self._target.planes,
+            self._target.ids[batch.rows],
+            self.remaining_s(),
+        )
+
+    def _settle_reads(self, job: _core.Job, batch: _ReadBatch) -> None:
         codes = job.codes()
+        pool = batch.pool
         keys = self._keys[batch.rows]
         arrived = codes == Code.OK
         kept = arrived & batch.is_shared
@@ -221,9 +350,10 @@ class Onboard(Operation):
         self._pool.index.abort(batch.slots[~kept], batch.generations[~kept])
         damaged = (codes == Code.CORRUPT) | (codes == Code.SHORT)
         if damaged.any():
-            self.shared.drop_corrupt(pool, TierKind.NVME, keys[damaged])
+            self.shared.drop_corrupt(pool, batch.tier, keys[damaged])
+        expiries_s = pool.expiries_s[batch.found.slots]
         pool.unpin(batch.found)
-        if self.shared.nvme is not None:
+        if self.shared.nvme is not None and batch.tier is TierKind.NVME:
             # A caller in a hurry says nothing about the device.
             telling = codes != Code.TIMEOUT if self._deadline_s < _SLOW_READ_S else codes >= Code.OK
             self.shared.nvme.note_outcome(codes[telling], job.errnos()[telling])
@@ -231,6 +361,7 @@ class Onboard(Operation):
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT
         self._settle_reason(batch.rows, reasons)
+        self._promote(batch.rows[arrived], batch.found.checksums[arrived], expiries_s[arrived])
         self._step_over(job)
 
     def _miss(self, rows: npt.NDArray[np.int64]) -> None:

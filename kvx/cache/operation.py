@@ -15,13 +15,14 @@ import numpy as np
 
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind, TransferResult
-from kvx.errors import KvxError, TransferCancelled, TransferTimeout
+from kvx.errors import KvxError, TransferCancelled, TransferTimeout, UsageError
 from kvx.transfer.codes import Code
 from kvx.transfer.handle import Transfer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from kvx.cache.arrival import Arrival
     from kvx.cache.reactor import Step
     from kvx.cache.shared import Shared
     from kvx_ext import _core
@@ -57,6 +58,8 @@ class Operation:
         self.bytes_done = 0
         self._lock = threading.RLock()
         self._steps: list[Step] = []
+        self._extras: list[Step] = []
+        self.arrival: Arrival | None = None
         self._began = time.monotonic()
         self._end = self._began + deadline_s
         self._deadline_s = deadline_s
@@ -71,9 +74,9 @@ class Operation:
     def drive(self, timeout_s: float) -> None:
         """Help along on the waiter's thread: settle the jobs it waited for itself."""
         with self._lock:
-            step = self._steps[0] if self._steps else None
+            step = next(iter(self._steps + self._extras), None)
         if step is None:
-            self.transfer.wait_finished(min(timeout_s, self._remaining_s() + _WAIT_SLICE_S))
+            self.transfer.wait_finished(min(timeout_s, self.remaining_s() + _WAIT_SLICE_S))
         elif not step.wait(timeout_s):
             self.transfer.wait_finished(_WAIT_SLICE_S)
         self.pump()
@@ -88,17 +91,21 @@ class Operation:
             if self.transfer.wait_finished(0):
                 return
             is_going_on = len(self.waiting) or self._steps or self._is_unconfirmed()
-            if self._remaining_s() <= 0 and is_going_on:
+            if self.remaining_s() <= 0 and is_going_on:
                 self._time_out()
                 return
             if len(self.waiting):
                 self._launch()
+            if self.arrival is not None and not len(self.waiting):
+                self.arrival.all_launched()
             if self._steps or self._is_unconfirmed():
                 self._retry_s = _RETRY_MIN_S
                 return
             if len(self.waiting):
-                self.shared.reactor.call_later(min(self._retry_s, self._remaining_s()), self.pump)
+                self.shared.reactor.call_later(min(self._retry_s, self.remaining_s()), self.pump)
                 self._retry_s = min(_RETRY_MAX_S, self._retry_s * 1.5)
+                return
+            if self._extras:
                 return
             # Jobs may notice the end before we do: the transfer ends the same way all the same.
             if (self.reasons == MissReason.DEADLINE).any():
@@ -116,8 +123,40 @@ class Operation:
         """Return whether something besides jobs has to happen before the end."""
         return False
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: Step, rows: npt.NDArray[np.int64]) -> None:
         self._steps.append(step)
+        if self.arrival is not None:
+            self.arrival.add(step.job, rows)
+
+    def add_extra(self, step: Step) -> None:
+        """Take in a job that the transfer waits for until its deadline, but does not depend on."""
+        with self._lock:
+            self._extras.append(step)
+
+    def extra_over(self, job: _core.Job) -> None:
+        """Forget such a job, and go on; harmless to repeat."""
+        with self._lock:
+            self._extras = [step for step in self._extras if step.job is not job]
+        self.pump()
+
+    def wait_layer(self, layer: int, timeout_s: float | None) -> int:
+        """See `Transfer.wait_layer`."""
+        if self.arrival is None:
+            self.transfer.wait(timeout_s)
+        elif not self.arrival.wait(layer, self.remaining_s() + _WAIT_SLICE_S, timeout_s):
+            if timeout_s is not None and timeout_s < self.remaining_s():
+                raise TransferTimeout(f"layer {layer} has not arrived after {timeout_s} s")
+            self.pump()
+        if self.transfer.wait_finished(0):
+            return self.transfer.wait().prefix_blocks
+        assert self.arrival is not None, "without one the transfer has ended"
+        return self.arrival.prefix_blocks(self.reasons)
+
+    def wait_on_stream(self, stream: int, layer: int | None) -> None:
+        """See `Transfer.wait_on_stream`."""
+        if self.arrival is None:
+            raise UsageError("the transfer does not touch device memory: wait for it on the CPU")
+        self.arrival.wait_on(stream, layer)
 
     def _step_over(self, step_job: _core.Job) -> None:
         """Forget a settled job and go on; every settle ends with this."""
@@ -134,7 +173,8 @@ class Operation:
             else:
                 self._time_out()
 
-    def _remaining_s(self) -> float:
+    def remaining_s(self) -> float:
+        """Return the seconds left until the deadline."""
         return max(0.0, self._end - time.monotonic())
 
     def _time_out(self) -> None:
@@ -174,5 +214,8 @@ class Operation:
         result = TransferResult(
             self.reasons.copy(), self.tiers.copy(), self.bytes_done, time.monotonic() - self._began
         )
-        if self.transfer.complete(result, self._ended_by):
+        is_first = self.transfer.complete(result, self._ended_by)
+        if self.arrival is not None:
+            self.arrival.finish()
+        if is_first:
             self.shared.instruments.note_transfer(self.verb, result, self._ended_by)

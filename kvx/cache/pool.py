@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx.config import Eviction
+    from kvx.tier_config import Eviction
 
 SLOT_ALIGNMENT = 4096
 

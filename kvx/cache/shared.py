@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.admission import Admission
+    from kvx.cache.device import DeviceAccess
     from kvx.cache.dram import DramTier
     from kvx.cache.events import EventLog
     from kvx.cache.flusher import Flusher
+    from kvx.cache.hbm import HbmTier
     from kvx.cache.instruments import Instruments
     from kvx.cache.nvme import NvmeTier
     from kvx.cache.pool import Pool
@@ -102,6 +104,7 @@ class Shared:
 
     engine: _core.Engine
     reactor: Reactor
+    hbm: HbmTier | None
     dram: DramTier
     nvme: NvmeTier | None
     flusher: Flusher | None
@@ -113,6 +116,7 @@ class Shared:
     sightings: Sightings
     refusals: Refusals
     clock: Callable[[], float]
+    device: DeviceAccess
 
     def now_ms(self) -> int:
         """Return the wall clock in milliseconds, as the indexes want it."""
@@ -161,7 +165,7 @@ class Shared:
     ) -> npt.NDArray[np.uint8]:
         """Say why blocks are not served, (n,) uint8 of `MissReason`."""
         reasons = MissReason.of_history(self.history.why(keys))
-        for pool in self.pools_of(block_bytes):
+        for _, pool in self.pools_of(block_bytes):
             condition = pool.index.inspect(keys, self.now_ms())
             reasons[condition == _EXPIRED] = MissReason.EXPIRED
             reasons[condition == _WRITING] = MissReason.IN_FLIGHT
@@ -180,13 +184,14 @@ class Shared:
         return reasons
 
     def pools(self) -> list[tuple[TierKind, Pool]]:
-        """Return every pool with its tier, DRAM first."""
-        pools: list[tuple[TierKind, Pool]] = [
-            (TierKind.DRAM, pool) for pool in list(self.dram.pools.values())
+        """Return every pool with its tier, the highest tier first."""
+        tiers = ((TierKind.HBM, self.hbm), (TierKind.DRAM, self.dram), (TierKind.NVME, self.nvme))
+        return [
+            (kind, pool)
+            for kind, tier in tiers
+            if tier is not None
+            for pool in list(tier.pools.values())
         ]
-        if self.nvme is not None:
-            pools += [(TierKind.NVME, pool) for pool in list(self.nvme.pools.values())]
-        return pools
 
     def held_keys(self) -> dict[str, npt.NDArray[np.uint8]]:
         """Return the keys held by each tier, (n, 16) uint8, coldest first."""
@@ -195,8 +200,11 @@ class Shared:
             held.setdefault(tier.name.lower(), []).append(pool.index.snapshot()["keys"])
         return {tier: np.concatenate(keys) for tier, keys in held.items()}
 
-    def pools_of(self, block_bytes: int) -> list[Pool]:
-        """Return the pools that blocks of a size may be in, DRAM first."""
-        pools: list[Pool] = [self.dram.pool_for(block_bytes)]
+    def pools_of(self, block_bytes: int) -> list[tuple[TierKind, Pool]]:
+        """Return the pools that blocks of a size may be in, the highest tier first."""
+        pools: list[tuple[TierKind, Pool]] = []
+        if self.hbm is not None:
+            pools.append((TierKind.HBM, self.hbm.pool_for(block_bytes)))
+        pools.append((TierKind.DRAM, self.dram.pool_for(block_bytes)))
         lower = self.nvme.pool_if_any(block_bytes) if self.nvme is not None else None
-        return pools if lower is None else [*pools, lower]
+        return pools if lower is None else [*pools, (TierKind.NVME, lower)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvx.block import as_hash_array
-from kvx.cache.dram import Reservation
 from kvx.cache.lease import Lease
+from kvx.cache.memory_tier import Reservation
 from kvx.cache.offload import Offload
 from kvx.cache.onboard import Onboard
 from kvx.cache.pool import Found
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from kvx.cache.device import DeviceWay
+    from kvx.cache.memory_tier import MemoryPool, MemoryTier
     from kvx.cache.result import TransferResult
     from kvx.cache.shared import Shared
     from kvx.namespace import Namespace
@@ -49,6 +51,12 @@ class CacheSpace:
         self.namespace = namespace
         self.block_bytes = namespace.block_bytes
         self.dram_pool = shared.dram.pool_for(namespace.block_bytes)
+        self.hbm_pool = shared.hbm.pool_for(namespace.block_bytes) if shared.hbm else None
+        self._memory: dict[TierKind, tuple[MemoryTier, MemoryPool]] = {
+            TierKind.DRAM: (shared.dram, self.dram_pool)
+        }
+        if shared.hbm is not None and self.hbm_pool is not None:
+            self._memory[TierKind.HBM] = (shared.hbm, self.hbm_pool)
         self.namespace_id = shared.names.add(
             namespace.fingerprint, namespace.block_bytes, namespace.tenant_digest
         )
@@ -82,6 +90,7 @@ class CacheSpace:
         *,
         ttl_s: int = 0,
         deadline_s: float | None = None,
+        after: object = None,
     ) -> Transfer[TransferResult]:
         """Copy blocks from the engine into the cache; returns at once.
 
@@ -90,14 +99,18 @@ class CacheSpace:
             source: n blocks; must not change until the transfer is terminal.
             ttl_s: Seconds after which the blocks expire; 0 for never.
             deadline_s: Seconds until the transfer ends whatever happens; None for the default.
+            after: For device memory: the CUDA stream (CUstream as int, or an object with
+                `__cuda_stream__`) that is writing the blocks; copies wait for its work so far.
 
         Raises:
             UsageError: The arguments do not fit each other; nothing was done.
+            UnavailableError: The blocks lie in device memory and the device cannot be opened.
         """
         rows = as_hash_array(hashes)
         selection = self._select(source, len(rows), is_target=False)
         if ttl_s < 0:
             raise UsageError(f"ttl_s is {ttl_s}; 0 for never, else seconds")
+        way = self._shared.device.way_for(selection.view, after)
         self._shared.sightings.note(rows, self.namespace_id)
         return Offload(
             self._shared,
@@ -106,27 +119,40 @@ class CacheSpace:
             selection,
             ttl_s=ttl_s,
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+            way=way,
         ).start()
 
     def onboard(
-        self, hashes: Hashes, target: Blocks, *, deadline_s: float | None = None
+        self,
+        hashes: Hashes,
+        target: Blocks,
+        *,
+        deadline_s: float | None = None,
+        after: object = None,
+        is_layerwise: bool = False,
     ) -> Transfer[TransferResult]:
         """Copy blocks from the cache to the engine; returns at once.
 
         A block that cannot be served is a miss with its reason in the result. Its target then holds
-        what it held, or 0xFF bytes (NaN) if wrong bytes had been on their way there.
+        what it held, or 0xFF bytes (NaN) if wrong bytes had been on their way there. Blocks for
+        device memory are verified before they are sent, so there it always holds what it held.
 
         Args:
             hashes: n block hashes.
             target: n blocks, no block twice; belongs to kvx until the transfer is terminal.
             deadline_s: As for `offload`.
+            after: For device memory: the stream that may still be using the target.
+            is_layerwise: For layer-first device memory: bring the first layer of all blocks before
+                the second of any; see `Transfer.wait_layer`.
 
         Raises:
             UsageError: The arguments do not fit each other; nothing was done.
+            UnavailableError: The blocks lie in device memory and the device cannot be opened.
         """
         rows = as_hash_array(hashes)
         selection = self._select(target, len(rows), is_target=True)
-        return self._fetch(rows, selection, deadline_s)
+        way = self._shared.device.way_for(selection.view, after, is_layerwise=is_layerwise)
+        return self._fetch(rows, selection, deadline_s, way)
 
     def prefetch(
         self, hashes: Hashes, *, deadline_s: float | None = None
@@ -199,40 +225,31 @@ class CacheSpace:
         keys = self.namespace.keys(as_hash_array(hashes))
         shared = self._shared
         now_ms = shared.now_ms()
-        held = self.dram_pool.find(keys, now_ms).mask
-        shared.remove(self.dram_pool, TierKind.DRAM, keys, MissReason.DROPPED)
-        nvme_pool = shared.nvme.pool_if_any(self.block_bytes) if shared.nvme else None
-        if nvme_pool is not None:
-            held = held | nvme_pool.find(keys, now_ms).mask
-            shared.remove(nvme_pool, TierKind.NVME, keys, MissReason.DROPPED)
+        held = np.zeros(len(keys), np.bool_)
+        for tier, pool in shared.pools_of(self.block_bytes):
+            held |= pool.find(keys, now_ms).mask
+            shared.remove(pool, tier, keys, MissReason.DROPPED)
         return int(held.sum())
 
     def reserve(
         self, keys: npt.NDArray[np.uint8], *, is_dirty: bool, ttl_s: int = 0
     ) -> Reservation:
         """Reserve DRAM slots for keys of this namespace; for operations."""
-        reservation = self._shared.dram.reserve(
-            self.dram_pool,
-            keys,
-            owner=self._owner,
-            namespace_id=self.namespace_id,
-            is_dirty=is_dirty,
-            ttl_s=ttl_s,
-            now_ms=self._shared.now_ms(),
-        )
-        self._shared.note_evicted(TierKind.DRAM, reservation.evicted_keys)
-        return reservation
+        return self._reserve(TierKind.DRAM, keys, is_dirty=is_dirty, ttl_s=ttl_s)
 
     def reserve_until(
-        self, keys: npt.NDArray[np.uint8], expiries_s: npt.NDArray[np.int64]
+        self,
+        keys: npt.NDArray[np.uint8],
+        expiries_s: npt.NDArray[np.int64],
+        tier: TierKind = TierKind.DRAM,
     ) -> Reservation:
-        """Reserve DRAM slots for blocks that come from below and keep their expiry; 0 for none."""
+        """Reserve slots for blocks that come from elsewhere and keep their expiry; 0 for none."""
         reservations = []
         distinct = np.unique(expiries_s)
         for expiry_s in distinct.tolist():
             ttl_s = max(1, expiry_s - self._shared.now_ms() // 1000) if expiry_s else 0
             rows = keys[expiries_s == expiry_s]
-            reservations.append(self.reserve(rows, is_dirty=False, ttl_s=ttl_s))
+            reservations.append(self._reserve(tier, rows, is_dirty=False, ttl_s=ttl_s))
         if len(distinct) == 1:
             return reservations[0]
         order = np.argsort(np.argsort(expiries_s, kind="stable"), kind="stable")
@@ -242,6 +259,22 @@ class CacheSpace:
             np.concatenate([one.generations for one in reservations])[order],
             np.concatenate([one.evicted_keys for one in reservations]),
         )
+
+    def _reserve(
+        self, tier: TierKind, keys: npt.NDArray[np.uint8], *, is_dirty: bool, ttl_s: int
+    ) -> Reservation:
+        memory, pool = self._memory[tier]
+        reservation = memory.reserve(
+            pool,
+            keys,
+            owner=self._owner,
+            namespace_id=self.namespace_id,
+            is_dirty=is_dirty,
+            ttl_s=ttl_s,
+            now_ms=self._shared.now_ms(),
+        )
+        self._shared.note_evicted(tier, reservation.evicted_keys)
+        return reservation
 
     def explain(
         self, keys: npt.NDArray[np.uint8], hashes: npt.NDArray[np.uint8]
@@ -254,6 +287,7 @@ class CacheSpace:
         hashes: npt.NDArray[np.uint8],
         target: BlockSelection | None,
         deadline_s: float | None,
+        way: DeviceWay | None = None,
     ) -> Transfer[TransferResult]:
         return Onboard(
             self._shared,
@@ -262,25 +296,25 @@ class CacheSpace:
             hashes,
             target=target,
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+            way=way,
         ).start()
 
     def _match_prefix(self, keys: npt.NDArray[np.uint8], tiers: npt.NDArray[np.uint8]) -> int:
         """Fill `tiers` along the longest prefix that the tiers hold between them."""
         shared = self._shared
         now_ms = shared.now_ms()
-        nvme_pool = shared.nvme.pool_if_any(self.block_bytes) if shared.nvme else None
-        is_nvme_up = shared.nvme is not None and shared.nvme.is_up()
-        length = self.dram_pool.index.match(keys, now_ms, touch=False, pin=False)[0]
-        tiers[:length] = TierKind.DRAM
-        if nvme_pool is None or not is_nvme_up or length == len(keys):
+        pools = shared.pools_of(self.block_bytes)
+        if shared.nvme is not None and not shared.nvme.is_up():
+            pools = [(tier, pool) for tier, pool in pools if tier is not TierKind.NVME]
+        # Mostly all of it is in the highest tier that has any: a match is cheaper than lookups.
+        length = pools[0][1].index.match(keys, now_ms, touch=False, pin=False)[0]
+        tiers[:length] = pools[0][0]
+        if len(pools) == 1 or length == len(keys):
             return length
         rest = keys[length:]
-        in_nvme = nvme_pool.index.lookup(rest, now_ms, touch=False, pin=False)[0]
-        in_dram = self.dram_pool.index.lookup(rest, now_ms, touch=False, pin=False)[0]
-        tiers[length:] = np.where(
-            in_dram, TierKind.DRAM, np.where(in_nvme, TierKind.NVME, TierKind.NONE)
-        )
-        missing = (~(in_dram | in_nvme)).nonzero()[0]
+        for tier, pool in reversed(pools):
+            tiers[length:][pool.find(rest, now_ms).mask] = tier
+        missing = (tiers[length:] == TierKind.NONE).nonzero()[0]
         return length + (int(missing[0]) if len(missing) else len(rest))
 
     def _select(self, blocks: Blocks, num_blocks: int, *, is_target: bool) -> BlockSelection:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class TieredCache:
-    """KV blocks in DRAM and NVMe. Open with `TieredCache.open`, use through `namespace`.
+    """KV blocks in HBM, DRAM and NVMe. Open with `TieredCache.open`, use through `namespace`.
 
     A context manager; leaving it closes the cache. Thread-safe.
     """
@@ -195,6 +195,8 @@ class TieredCache:
             return
         owner = self._shared.names.owner_id(namespace.tenant_digest)
         shared = self._shared
+        if shared.hbm is not None:
+            shared.hbm.limits.set(owner, tenant.hbm_quota_bytes, shared.hbm.pools)
         shared.dram.limits.set(owner, tenant.dram_quota_bytes, shared.dram.pools)
         if shared.nvme is not None:
             shared.nvme.limits.set(owner, tenant.nvme_quota_bytes, shared.nvme.pools)

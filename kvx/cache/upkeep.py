@@ -82,7 +82,11 @@ class Upkeep:
         self.is_open = False
         left = shared.engine.close(max(0.1, end - time.monotonic()))
         shared.reactor.close(max(0.1, end - time.monotonic()))
-        shared.dram.close(is_abandoned=left["abandoned_jobs"] > 0)
+        is_abandoned = left["abandoned_jobs"] > 0
+        if shared.hbm is not None:
+            shared.hbm.close(is_abandoned=is_abandoned)
+        shared.device.close(is_abandoned=is_abandoned)
+        shared.dram.close(is_abandoned=is_abandoned)
         if shared.nvme is not None:
             shared.nvme.close()
         report = CloseReport(unflushed, left["abandoned_jobs"], left["abandoned_bytes"])

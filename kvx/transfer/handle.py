@@ -16,6 +16,7 @@ import warnings
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from kvx.errors import KvxError, TransferCancelled, TransferTimeout
+from kvx.transfer.buffers import stream_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -42,6 +43,12 @@ class Driver(Protocol):
 
     def cancel(self) -> None:
         """Stop what has not begun; the transfer becomes terminal soon."""
+
+    def wait_layer(self, layer: int, timeout_s: float | None) -> int:
+        """See `Transfer.wait_layer`."""
+
+    def wait_on_stream(self, stream: int, layer: int | None) -> None:
+        """See `Transfer.wait_on_stream`."""
 
 
 def state_of(error: KvxError | None) -> TransferState:
@@ -104,6 +111,44 @@ class Transfer(Generic[ResultT]):
                 )
             self._driver.drive(remaining)
         return self._outcome()
+
+    def wait_layer(self, layer: int, timeout_s: float | None = None) -> int:
+        """Block until a layer of all blocks has arrived, while later ones are on their way.
+
+        For transfers into device memory that were started with `is_layerwise`; of any other the
+        only layer is the whole. A layer is there only once every block has been verified, so the
+        blocks counted here will not turn out damaged; they can still fail to arrive by the
+        deadline, which the next call says.
+
+        Args:
+            layer: From 0.
+            timeout_s: Seconds to wait at most; None waits for the transfer's own deadline.
+
+        Returns:
+            How many leading blocks have this layer: what may be built on.
+
+        Raises:
+            UsageError: The transfer has no such layer.
+            TransferTimeout: As `wait`.
+            KvxError: Whatever ended the transfer.
+        """
+        return self._driver.wait_layer(layer, timeout_s)
+
+    def wait_on_stream(self, stream: object, layer: int | None = None) -> None:
+        """Make a CUDA stream wait for the transfer, or one layer, instead of this thread.
+
+        Returns at once. The stream goes on when the transfer ends, whatever its outcome: look at it
+        before you use what the stream computed.
+
+        Args:
+            stream: A CUstream as int, or any object with `__cuda_stream__`.
+            layer: As `wait_layer`; None for all of them.
+
+        Raises:
+            UsageError: The transfer does not touch device memory, or has no such layer.
+            UnavailableError: The driver cannot make streams wait for host memory; `wait` instead.
+        """
+        self._driver.wait_on_stream(stream_handle(stream), layer)
 
     def wait_finished(self, timeout_s: float) -> bool:
         """Sleep until somebody else completes the transfer; for drivers. True once terminal."""

@@ -54,5 +54,6 @@ inline nanobind::str name_of(std::string_view name) {
 
 void bind_job(nanobind::module_& module);
 void bind_submission(nanobind::class_<PyEngine>& engine);
+void bind_device_submission(nanobind::class_<PyEngine>& engine);
 
 }  // namespace kvx::bind

@@ -39,14 +39,29 @@ Status check_sums(const Batch& batch) {
 
 Status check_planes(const Batch& batch) {
   if (!batch.has_planes()) {
-    return batch.kind == JobKind::kRead && batch.ids.empty() ? Status::Ok()
-                                                             : wrong("planes are missing");
+    const bool is_optional = batch.kind == JobKind::kRead || batch.kind == JobKind::kFetch;
+    if (is_optional && batch.ids.empty() && !batch.is_on_device) return Status::Ok();
+    return wrong("planes are missing");
   }
   if (batch.planes.block_bytes() != batch.block_bytes) {
     return wrong("planes hold " + std::to_string(batch.planes.block_bytes()) +
                  " bytes a block, but block_bytes is " + std::to_string(batch.block_bytes));
   }
   return check_each<int64_t>("ids", batch.ids, 0, batch.blocks());
+}
+
+Status check_device(const Batch& batch) {
+  if (batch.is_on_device && !batch.is_inbound() && !batch.is_outbound()) {
+    return wrong("planes on the device are for copy_in, copy_out and read");
+  }
+  const auto planes = static_cast<int>(batch.planes.planes().size());
+  if (batch.layer_planes < 0 || (batch.is_layered() && planes % batch.layer_planes != 0)) {
+    return wrong(std::to_string(planes) + " planes do not make layers of " +
+                 std::to_string(batch.layer_planes));
+  }
+  const bool has_addresses = batch.is_inside_device() || batch.kind == JobKind::kFetch;
+  return check_each<int64_t>("device_addresses", batch.device_addresses, 1,
+                             has_addresses ? batch.blocks() : 0);
 }
 
 Status check_files(const Batch& batch) {
@@ -66,16 +81,20 @@ Status check_write(const Batch& batch) {
 }  // namespace
 
 std::string_view job_kind_name(JobKind kind) {
-  constexpr std::string_view kNames[kJobKinds] = {"copy_in", "copy_out", "verify", "read", "write"};
+  constexpr std::string_view kNames[kJobKinds] = {"copy_in", "copy_out", "verify",    "read",
+                                                  "write",   "fetch",    "device_in", "device_out"};
   return kNames[static_cast<int>(kind)];
 }
 
 Status validate(const Batch& batch) {
   if (batch.blocks() > kBlocksMax) return wrong("addresses has more than 2**30 entries");
-  Status status = check_each<int64_t>("addresses", batch.addresses, 1, batch.blocks());
+  const int64_t slots = batch.is_inside_device() ? 0 : batch.blocks();
+  Status status = check_each<int64_t>("addresses", batch.addresses, 1, slots);
+  if (status.ok()) status = check_device(batch);
   if (status.ok() && batch.is_io()) status = check_files(batch);
   if (!status.ok()) return status;
   if (batch.kind == JobKind::kWrite) return check_write(batch);
+  if (batch.is_inside_device()) return check_planes(batch);
   status = check_sums(batch);
   if (status.ok() && batch.kind != JobKind::kVerify) status = check_planes(batch);
   if (status.ok() && batch.kind == JobKind::kRead && batch.io_bytes < batch.block_bytes) {

@@ -17,10 +17,10 @@ Stores stores_for(int64_t block_bytes) {
 
 }  // namespace
 
-PlaneSet::PlaneSet(std::span<const Plane> planes) {
+PlaneSet::PlaneSet(std::span<const Plane> planes, bool merges) {
   for (const Plane& plane : planes) {
     block_bytes_ += plane.bytes;
-    if (!planes_.empty()) {
+    if (merges && !planes_.empty()) {
       Plane& last = planes_.back();
       if (last.base + last.bytes == plane.base && last.stride == plane.stride) {
         last.bytes += plane.bytes;

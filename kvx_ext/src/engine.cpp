@@ -37,6 +37,13 @@ Status Engine::submit(Batch batch, double deadline_s, std::shared_ptr<Job>* job)
   return status;
 }
 
+Status Engine::attach_device(std::shared_ptr<Device> device, const CopyOptions& options) {
+  if (device == nullptr) return {Code::kUsage, "there is no device to attach"};
+  return core_->attach_device(std::move(device), options);
+}
+
+CopyStats Engine::copy_stats() const { return core_->copy_stats(); }
+
 Status Engine::register_buffer(uint8_t* base, int64_t bytes) {
   if (base == nullptr || bytes <= 0) return {Code::kUsage, "a buffer needs an address and bytes"};
   return core_->backend().register_buffer(base, bytes);

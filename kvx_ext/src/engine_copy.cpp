@@ -7,17 +7,32 @@ namespace kvx {
 void EngineCore::run_grain(JobRecord& job, const Grain& grain) {
   // Refused once quiesced: whoever waited for that may have freed the memory.
   if (!job.ledger.try_hold(1)) return;
-  const bool is_begun_before = job.batch.kind == JobKind::kRead;
+  const bool is_outbound = job.batch.is_outbound();
+  std::vector<int32_t> verified;
+  int64_t refused = 0;
   int64_t settled = 0;
   for (int64_t at = grain.first; at < grain.first + grain.count && !job.is_ending(); ++at) {
     const int64_t block = job.ready_block(at);
-    if (is_begun_before ? !job.ledger.is_open(block) : !job.ledger.begin(block)) continue;
+    const bool is_begun = job.batch.is_begun_elsewhere();
+    if (is_begun ? !job.ledger.is_open(block) : !job.ledger.begin(block)) continue;
     const bool flips_bit = copy_faults_ != nullptr && copy_faults_->strike();
+    const auto index = static_cast<int32_t>(block);
+    if (device_ != nullptr) note_slots(job, {&index, 1}, writes_slot(job.batch));
     const BlockOutcome outcome = run_stage(job.batch, block, flips_bit);
+    if (is_outbound && outcome.code == Code::kOk) {
+      verified.push_back(index);
+      continue;
+    }
+    ++refused;
     if (!job.ledger.settle(block, outcome.code, 0, outcome.checksum)) continue;
     ++settled;
     // Others learn of it through the ledger's release below.
     if (outcome.code != Code::kOk) job.has_failed.store(true, std::memory_order_relaxed);
+  }
+  if (job.batch.is_layered()) {
+    collect_verified(job, verified, refused);
+  } else if (!verified.empty()) {
+    send_verified(job, std::move(verified));
   }
   settle_balance(job, job.ledger.release(1, settled));
 }

@@ -32,9 +32,23 @@ Status EngineCore::start(const EngineOptions& options, std::string* backend_reas
   return Status::Ok();
 }
 
+Status EngineCore::attach_device(std::shared_ptr<Device> device, const CopyOptions& options) {
+  if (has_device()) return {Code::kUsage, "the engine has a device already"};
+  Status status = device->make_copies(
+      options, [this](std::span<const CopyCompletion> completions) { on_copies(completions); },
+      &copies_);
+  if (!status.ok()) return status;
+  device_ = std::move(device);
+  canceller_.add_copies(copies_.get());
+  return Status::Ok();
+}
+
 Status EngineCore::submit(Batch batch, double deadline_s, std::shared_ptr<JobRecord>* job) {
   if (std::isnan(deadline_s)) return {Code::kUsage, "deadline_s is not a number"};
   if (Status status = validate(batch); !status.ok()) return status;
+  if (batch.needs_device() && !has_device()) {
+    return {Code::kUsage, "the engine has no device; attach one first"};
+  }
   auto made = std::make_shared<JobRecord>(next_id_.fetch_add(1, std::memory_order_relaxed),
                                           std::move(batch), time_after(deadline_s));
   made->core = shared_from_this();
@@ -43,6 +57,7 @@ Status EngineCore::submit(Batch batch, double deadline_s, std::shared_ptr<JobRec
     return {Code::kCancelled, "the engine is closed"};
   }
   counters_.on_begin(*made);
+  if (made->batch.progress != nullptr) made->batch.progress->join(made->id);
   *job = made;
   if (deadline_s <= 0.0) {
     end_early(*made, JobState::kTimedOut);
@@ -51,6 +66,8 @@ Status EngineCore::submit(Batch batch, double deadline_s, std::shared_ptr<JobRec
     settle_balance(*made, made->ledger.release(0, 0));
   } else if (made->batch.is_io()) {
     submit_io(*made);
+  } else if (made->batch.is_inbound() || made->batch.is_inside_device()) {
+    submit_copies(*made);
   } else {
     made->publish_all();
     pool_.offer(made);
@@ -70,7 +87,8 @@ bool EngineCore::end_early(JobRecord& job, JobState state) {
   if (job.is_claimed.exchange(true, std::memory_order_acq_rel)) return false;
   job.ledger.settle_rest(state == JobState::kTimedOut ? Code::kTimeout : Code::kCancelled);
   end(job, state);
-  if (job.batch.is_io() && !job.is_quiesced) canceller_.cancel_io(job.shared_from_this());
+  const bool has_requests = job.batch.is_io() || job.batch.needs_device();
+  if (has_requests && !job.is_quiesced) canceller_.cancel_requests(job.shared_from_this());
   return true;
 }
 
@@ -103,6 +121,9 @@ void EngineCore::end(JobRecord& job, JobState state) {
   completions_.push(
       {job.id, static_cast<uint8_t>(is_quiet ? kFlagTerminal | kFlagQuiesced : kFlagTerminal)});
   job.ended.notify_all();
+  if (job.batch.progress != nullptr) {
+    job.batch.progress->advance(job.id, job.batch.progress->layers());
+  }
 }
 
 void EngineCore::quiesce(JobRecord& job) {
@@ -126,8 +147,9 @@ CloseReport EngineCore::close(double timeout_s) {
   }
   table_.wait_empty(until);
   canceller_.stop();
-  // Its count is of requests; ours is of jobs, and includes copies.
+  // Their counts are of requests; ours is of jobs.
   (void)backend_->close(seconds_until(until));
+  if (copies_ != nullptr) (void)copies_->close(seconds_until(until));
   pool_.stop(std::max(until, time_after(kThreadExitS)));
   table_.stop_waiting();
   if (reactor_.joinable()) reactor_.join();

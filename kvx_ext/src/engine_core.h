@@ -20,6 +20,7 @@
 #include "job_record.h"
 #include "job_table.h"
 #include "kvx/backend.h"
+#include "kvx/device.h"
 #include "kvx/engine.h"
 #include "worker_pool.h"
 
@@ -36,6 +37,12 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   // Lets a waiting thread copy a grain of its own job; false when it had better sleep.
   bool help(JobRecord& job);
 
+  // Gives the engine a device, once, before any job needs it.
+  Status attach_device(std::shared_ptr<Device> device, const CopyOptions& options);
+  Device* device() const { return device_.get(); }
+  bool has_device() const { return copies_ != nullptr; }
+  CopyStats copy_stats() const { return copies_ != nullptr ? copies_->stats() : CopyStats{}; }
+
   EngineStats stats() const;
   IoBackend& backend() { return *backend_; }
   CompletionQueue& completions() { return completions_; }
@@ -50,6 +57,17 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_copy.cpp
   void run_grain(JobRecord& job, const Grain& grain);
+
+  // engine_device.cpp
+  void submit_copies(JobRecord& job);
+  void send_verified(JobRecord& job, std::vector<int32_t> blocks);
+  // Of a layered job: `blocks` may be sent, `refused` more never will be. The last ones begin it.
+  void collect_verified(JobRecord& job, const std::vector<int32_t>& blocks, int64_t refused);
+  void send_layers(JobRecord& job);
+  void send_group(JobRecord& job, CopyGroup& group, int first_plane, int planes);
+  void on_copies(std::span<const CopyCompletion> completions);
+  int64_t settle_group(JobRecord& job, const CopyGroup& group, const CopyCompletion& completion);
+  void note_slots(const JobRecord& job, std::span<const int32_t> blocks, bool is_write) const;
 
   // engine_io.cpp
   void submit_io(JobRecord& job);
@@ -69,7 +87,9 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   Counters counters_;
   std::shared_ptr<CopyFaults> copy_faults_;  // null: none
   std::unique_ptr<IoBackend> backend_;
-  std::thread reactor_;  // deadlines
+  std::shared_ptr<Device> device_;       // null: none
+  std::unique_ptr<CopyBackend> copies_;  // null: none
+  std::thread reactor_;                  // deadlines
   std::atomic<uint64_t> next_id_{1};
   std::mutex close_mutex_;
   bool is_shut_ = false;      // close_mutex_

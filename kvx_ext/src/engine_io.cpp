@@ -31,7 +31,10 @@ void EngineCore::submit_io(JobRecord& job) {
   for (int64_t first = 0; first < blocks && !job.is_ending(); first += kSubmitBlocks) {
     size_t count = 0;
     for (int64_t i = first; i < std::min(blocks, first + kSubmitBlocks); ++i) {
-      if (job.ledger.begin(i)) requests[count++] = request_for(job, i);
+      if (!job.ledger.begin(i)) continue;
+      requests[count++] = request_for(job, i);
+      const auto index = static_cast<int32_t>(i);
+      if (device_ != nullptr) note_slots(job, {&index, 1}, job.batch.kind == JobKind::kRead);
     }
     send(job, std::span(requests).first(count));
   }
@@ -47,7 +50,7 @@ void EngineCore::send(JobRecord& job, std::span<const IoRequest> requests) {
   counters_.on_io(count);
   backend_->submit(requests);
   // Who ended the job meanwhile may have cancelled what the backend had not seen yet.
-  if (job.is_ending()) canceller_.cancel_io(job.shared_from_this());
+  if (job.is_ending()) canceller_.cancel_requests(job.shared_from_this());
 }
 
 void EngineCore::submit_syncs(JobRecord& job) {
@@ -106,7 +109,10 @@ int64_t EngineCore::settle_io(JobRecord& job, int64_t block, const IoCompletion&
 int64_t EngineCore::on_read(JobRecord& job, int64_t block, const IoCompletion& completion,
                             bool* is_ready) {
   *is_ready = completion.code == Code::kOk;
-  return *is_ready ? 0 : settle_io(job, block, completion);
+  if (*is_ready) return 0;
+  const int64_t settled = settle_io(job, block, completion);
+  if (job.batch.is_layered()) collect_verified(job, {}, 1);
+  return settled;
 }
 
 int64_t EngineCore::on_write(JobRecord& job, int64_t block, const IoCompletion& completion) {

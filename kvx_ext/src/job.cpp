@@ -62,7 +62,8 @@ void Job::codes(std::span<int32_t> target) const {
 void Job::errnos(std::span<int32_t> target) const {
   for (size_t i = 0; i < target.size(); ++i) {
     const auto block = static_cast<int64_t>(i);
-    const bool has_errno = record_->ledger.code(block) == static_cast<int32_t>(Code::kStorage);
+    const auto code = static_cast<Code>(record_->ledger.code(block));
+    const bool has_errno = code == Code::kStorage || code == Code::kDevice;
     target[i] = has_errno ? record_->ledger.error_number(block) : 0;
   }
 }

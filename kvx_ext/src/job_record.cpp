@@ -33,8 +33,9 @@ JobRecord::JobRecord(uint64_t job_id, Batch job_batch, TimePoint job_deadline)
       total_bytes(sum_bytes(batch)),
       grain_blocks(blocks_a_grain(batch)),
       ledger(batch.blocks(), static_cast<int64_t>(batch.sync_fds.size())),
+      unverified(batch.blocks()),
       slots(batch.is_io() ? static_cast<size_t>(batch.blocks()) + batch.sync_fds.size() : 0) {
-  if (batch.kind == JobKind::kRead) order.resize(static_cast<size_t>(batch.blocks()));
+  if (batch.is_begun_elsewhere()) order.resize(static_cast<size_t>(batch.blocks()));
   for (size_t i = 0; i < slots.size(); ++i) {
     slots[i].job = this;
     slots[i].index = static_cast<int32_t>(i);

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -32,6 +33,15 @@ struct Totals {
 struct IoSlot {
   JobRecord* job = nullptr;
   int32_t index = 0;  // a block, or the number of blocks plus that of a sync
+  std::atomic<bool> is_in_flight{false};
+};
+
+// One request in the copy backend; its address is the token. Lives as long as the job.
+struct CopyGroup {
+  JobRecord* job = nullptr;
+  std::vector<int32_t> blocks;
+  int layers_done = 0;  // of a layered job, once it has arrived
+  bool settles = true;  // false: more of these blocks is to come
   std::atomic<bool> is_in_flight{false};
 };
 
@@ -75,9 +85,14 @@ struct JobRecord : std::enable_shared_from_this<JobRecord> {
 
   std::atomic<int64_t> cursor{0};
   std::atomic<int64_t> ready_end{0};
-  std::vector<int32_t> order;  // kRead only; [0, ready_end) is published
+  std::vector<int32_t> order;  // begun elsewhere: [0, ready_end) is published
   std::mutex order_mutex;
   bool is_queued = false;  // guarded by the worker pool
+
+  std::mutex groups_mutex;
+  std::deque<CopyGroup> groups;   // groups_mutex; entries never move
+  std::vector<int32_t> verified;  // groups_mutex; layered: blocks that may be sent
+  int64_t unverified;             // groups_mutex; layered: blocks not looked at yet
 
   std::vector<IoSlot> slots;  // kRead, kWrite: one a block, then one a sync
   std::atomic<int64_t> writes_left{0};

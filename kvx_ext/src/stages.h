@@ -14,6 +14,10 @@ struct BlockOutcome {
 
 // Gathers, scatters or verifies block `block`. `flips_bit` is a failpoint: a gathered block is
 // damaged after its checksum was taken, others as if a bit had been read wrong.
+[[nodiscard]] inline bool writes_slot(const Batch& batch) {
+  return batch.kind == JobKind::kCopyIn && !batch.is_on_device;
+}
+
 [[nodiscard]] BlockOutcome run_stage(const Batch& batch, int64_t block, bool flips_bit);
 
 }  // namespace kvx

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.cache.admission import Admission
-from kvx.config import AdmissionConfig
+from kvx.tier_config import AdmissionConfig
 
 DAY_S = 86_400.0
 BLOCK_BYTES = 1 << 20

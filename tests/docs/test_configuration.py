@@ -12,14 +12,16 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from kvx import config, records, sizes
+from kvx import config, records, sizes, tier_config
 
 GUIDE = (Path(__file__).parents[2] / "docs/guides/configuration.md").read_text()
 SECTIONS: dict[str, type] = {
     "The cache": config.CacheConfig,
-    "`kind: dram`": config.DramTierConfig,
-    "`kind: nvme`": config.NvmeTierConfig,
-    "`admission`": config.AdmissionConfig,
+    "`gpu`": config.GpuConfig,
+    "`kind: hbm`": tier_config.HbmTierConfig,
+    "`kind: dram`": tier_config.DramTierConfig,
+    "`kind: nvme`": tier_config.NvmeTierConfig,
+    "`admission`": tier_config.AdmissionConfig,
     "`breaker`": config.BreakerConfig,
     "`tenants`": config.TenantConfig,
 }
@@ -61,7 +63,8 @@ def test_what_is_accepted(heading: str) -> None:
     for field in dataclasses.fields(record):
         accepted = table[records.spellings(field.name)[0]][1]
         setting, hint = records.setting_of(field), hints[field.name]
-        if isinstance(hint, type) and issubclass(hint, StrEnum) and hint is not config.Eviction:
+        is_choice = isinstance(hint, type) and issubclass(hint, StrEnum)
+        if is_choice and hint is not tier_config.Eviction:
             assert accepted == ", ".join(f"`{member}`" for member in hint)
         elif setting.minimum and setting.maximum is None:
             is_size = field.name.endswith("_bytes")
@@ -73,14 +76,14 @@ def test_what_is_accepted(heading: str) -> None:
 
 def test_every_eviction_is_explained() -> None:
     section = GUIDE.split("## Eviction\n")[1].split("##")[0]
-    assert re.findall(r"`(\w+)`", section) == [str(one) for one in config.Eviction]
+    assert re.findall(r"`(\w+)`", section) == [str(one) for one in tier_config.Eviction]
 
 
 def test_every_variable_is_there() -> None:
     names = r"KVX_[A-Z_]*[A-Z](?:_<NAME>)?"
     documented = re.findall(rf"^\| `({names})`", GUIDE, re.MULTILINE)
     assert documented == re.findall(rf"^    ({names})", config.__doc__ or "", re.MULTILINE)
-    assert len(documented) == 7
+    assert len(documented) == 9
 
 
 def test_the_example_loads() -> None:

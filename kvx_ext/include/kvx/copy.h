@@ -19,10 +19,11 @@ struct Plane {
 };
 
 // The planes of one engine region set. Neighbours that touch on both sides are merged at creation,
-// so that a block-first cache is one plane and one copy whatever its number of layers.
+// so that a block-first cache is one plane and one copy whatever its number of layers; not so where
+// layers have to be told apart.
 class PlaneSet {
  public:
-  explicit PlaneSet(std::span<const Plane> planes);
+  explicit PlaneSet(std::span<const Plane> planes, bool merges = true);
 
   const std::vector<Plane>& planes() const { return planes_; }
   int64_t block_bytes() const { return block_bytes_; }

@@ -1,4 +1,5 @@
-// The transfer engine: batches of blocks that stream between engine planes, host slots and files.
+// The transfer engine: batches of blocks that stream between engine planes, host slots, device
+// slots and files.
 //
 //   std::unique_ptr<Engine> engine;
 //   Status status = Engine::create(options, &engine);
@@ -25,6 +26,7 @@
 #include "kvx/backend_factory.h"
 #include "kvx/batch.h"
 #include "kvx/completion_queue.h"
+#include "kvx/device.h"
 #include "kvx/engine_stats.h"
 #include "kvx/failpoint.h"
 #include "kvx/job.h"
@@ -60,6 +62,11 @@ class Engine {
   // Starts a batch. `deadline_s` counts from now; zero or less gives a job that times out at once.
   // Never blocks on the work. kUsage: see validate(); kCancelled: the engine is closed.
   Status submit(Batch batch, double deadline_s, std::shared_ptr<Job>* job);
+
+  // Gives the engine the device that jobs with device memory run on; once, before the first of
+  // them.
+  Status attach_device(std::shared_ptr<Device> device, const CopyOptions& options);
+  CopyStats copy_stats() const;  // zeros without a device
 
   // See backend.h. Blocks while pages are pinned.
   Status register_buffer(uint8_t* base, int64_t bytes);

@@ -55,8 +55,8 @@ class Job {
   int64_t latency_ns() const;  // from submission to the end, or to now
 
   // One entry a block. REQUIRES: the span has blocks() entries.
-  void codes(std::span<int32_t> target) const;       // of Code, or kUndecided
-  void errnos(std::span<int32_t> target) const;      // behind kStorage, else 0
+  void codes(std::span<int32_t> target) const;   // of Code, or kUndecided
+  void errnos(std::span<int32_t> target) const;  // errno behind kStorage, CUresult behind kDevice
   void checksums(std::span<uint64_t> target) const;  // computed; 0 where no bytes were seen
 
   // Where the first failed sync of a kWrite job failed, else Ok.
