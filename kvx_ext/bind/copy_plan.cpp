@@ -144,9 +144,7 @@ double time_plan(const std::string& direction, const Row<uint64_t>& targets,
   return took.count() / std::max(repeats, 1);
 }
 
-}  // namespace
-
-void bind_copy_plan(nb::module_& module) {
+void bind_planning(nb::module_& module) {
   module.def(
       "plan_copies", &plan_once, "direction"_a, "targets"_a, "sources"_a, "bytes"_a,
       "calibration"_a = nb::none(), "plain"_a = nb::none(), nb::kw_only(), "has_batch"_a = true,
@@ -168,6 +166,10 @@ void bind_copy_plan(nb::module_& module) {
       "batch_runs_max"_a = 8192, "repeats"_a = 1000,
       "For benchmarks: nanoseconds that `plan_copies` takes natively into a plan used before, "
       "averaged over `repeats`.");
+}
+
+// What the planner decides by.
+void bind_prediction(nb::module_& module) {
   module.def(
       "predicted_copy_ns",
       [](const std::string& direction, const std::string& method, size_t bytes,
@@ -195,6 +197,13 @@ void bind_copy_plan(nb::module_& module) {
   module.attr("COPY_DIRECTIONS") = nb::make_tuple("h2d", "d2h", "d2d");
   module.attr("ROWS_CALL_NS") = kRowsCallNs;
   module.attr("STAGED_CALL_NS") = kStagedCallNs;
+}
+
+}  // namespace
+
+void bind_copy_plan(nb::module_& module) {
+  bind_planning(module);
+  bind_prediction(module);
 }
 
 }  // namespace kvx::bind

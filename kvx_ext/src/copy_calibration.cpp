@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "copy_times.h"
 #include "kvx/copy_plan.h"
 
 namespace kvx {
@@ -72,26 +73,33 @@ CopyCalibration CopyCalibration::defaults() {
   return made;
 }
 
-double predicted_copy_ns(const CopyCalibration& calibration, CopyDirection direction,
-                         CopyMethod method, size_t bytes) {
-  const Rates& rates =
-      calibration.gb_s[static_cast<size_t>(direction)][static_cast<size_t>(method)];
+MethodTimes predicted_copy_times(const CopyCalibration& calibration, CopyDirection direction,
+                                 size_t bytes) {
   constexpr size_t kFirstBytes = size_t{1} << kFirstLog2;
   constexpr size_t kLastBytes = kFirstBytes << (kCalibratedSizes - 1);
+  const auto& methods = calibration.gb_s[static_cast<size_t>(direction)];
+  const double plain = calibration.plain_gb_s[static_cast<size_t>(direction)];
   const double size = static_cast<double>(std::max(bytes, kFirstBytes));
-  double rate = rates.back();
-  if (bytes < kLastBytes) {
-    const double place = std::log2(size) - static_cast<double>(kFirstLog2);
-    const size_t below = std::min(static_cast<size_t>(place), kCalibratedSizes - 2);
-    // Half measured is not measured: a method may end where its memory does.
+  const double place = std::log2(size) - static_cast<double>(kFirstLog2);
+  const size_t below = std::min(static_cast<size_t>(place), kCalibratedSizes - 2);
+  const double above = place - static_cast<double>(below);
+  MethodTimes times{};
+  for (size_t method = 0; method < kCopyMethods; ++method) {
+    const Rates& rates = methods[method];
     const double low = rates[below], high = rates[below + 1];
-    const double above = place - static_cast<double>(below);
-    rate = above == 0 ? low : (low == 0 || high == 0 ? 0 : low + above * (high - low));
-  } else if (bytes > kLastBytes && rate != 0) {
-    const double plain = calibration.plain_gb_s[static_cast<size_t>(direction)];
-    if (plain != 0) rate = plain;
+    // Half measured is not measured: a method may end where its memory does.
+    double rate = low == 0 || high == 0 ? 0 : low + above * (high - low);
+    if (above == 0) rate = low;
+    if (bytes >= kLastBytes) rate = rates.back();
+    if (bytes > kLastBytes && rate != 0 && plain != 0) rate = plain;
+    times[method] = rate > 0 ? size / rate : std::numeric_limits<double>::infinity();
   }
-  return rate > 0 ? size / rate : std::numeric_limits<double>::infinity();
+  return times;
+}
+
+double predicted_copy_ns(const CopyCalibration& calibration, CopyDirection direction,
+                         CopyMethod method, size_t bytes) {
+  return predicted_copy_times(calibration, direction, bytes)[static_cast<size_t>(method)];
 }
 
 }  // namespace kvx

@@ -1,9 +1,11 @@
 #include "kvx/copy_plan.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 
 #include "copy_merge.h"
+#include "copy_times.h"
 
 namespace kvx {
 
@@ -66,21 +68,19 @@ class Costs {
   }
 
  private:
-  double predicted(CopyMethod method, size_t bytes) const {
-    return predicted_copy_ns(calibration_, direction_, method, bytes);
-  }
-
   RunCost work_out(size_t bytes) const {
+    const MethodTimes times = predicted_copy_times(calibration_, direction_, bytes);
+    const auto of = [&times](CopyMethod method) { return times[static_cast<size_t>(method)]; };
     RunCost cost;
     cost.bytes = bytes;
-    cost.scattered_ns = predicted(CopyMethod::kSingle, bytes);
-    const double batch_ns = has_batch_ ? predicted(CopyMethod::kBatch, bytes) : kNever;
+    cost.scattered_ns = of(CopyMethod::kSingle);
+    const double batch_ns = has_batch_ ? of(CopyMethod::kBatch) : kNever;
     if (batch_ns <= cost.scattered_ns && batch_ns != kNever) {
       cost.scattered = CopyMethod::kBatch;
       cost.scattered_ns = batch_ns;
     }
-    cost.rows_ns = predicted(CopyMethod::kRows, bytes);
-    if (bytes <= half_staging_) cost.staged_ns = predicted(CopyMethod::kStaged, bytes);
+    cost.rows_ns = of(CopyMethod::kRows);
+    if (bytes <= half_staging_) cost.staged_ns = of(CopyMethod::kStaged);
     cost.is_stageable = cost.staged_ns < cost.scattered_ns;
     return cost;
   }
@@ -111,7 +111,7 @@ class Chooser {
         place_tight(first, end);
       } else {
         end = loose_end(first);
-        place_groups(first, end, calls_.size());
+        place_groups(first, end, 0);
       }
       first = end;
     }
@@ -119,15 +119,15 @@ class Chooser {
 
  private:
   bool is_tight_pair(size_t i) {
-    if (i + 1 >= runs_.count || runs_.hosts[i] + runs_.bytes[i] != runs_.hosts[i + 1]) return false;
-    if (!costs_.of(runs_.bytes[i]).is_stageable || !costs_.of(runs_.bytes[i + 1]).is_stageable) {
-      return false;
-    }
-    return pieces_.of(runs_.hosts[i]).holds(runs_.hosts[i + 1]);
+    if (i + 1 >= runs_.count) return false;
+    const size_t bytes = runs_.bytes[i], next = runs_.bytes[i + 1];
+    return runs_.hosts[i] + bytes == runs_.hosts[i + 1] && costs_.of(bytes).is_stageable &&
+           (bytes == next || costs_.of(next).is_stageable) &&
+           pieces_.of(runs_.hosts[i]).holds(runs_.hosts[i + 1]);
   }
 
   size_t tight_end(size_t first) {
-    if (costs_.half_staging() == 0) return first;
+    if (costs_.half_staging() == 0) return first + 1;
     while (is_tight_pair(first)) ++first;
     return first + 1;
   }
@@ -140,18 +140,27 @@ class Chooser {
     return first;
   }
 
+  // The end of the runs that are as large as the first.
+  size_t same_end(size_t first, size_t end) const {
+    size_t stop = first + 1;
+    while (stop < end && runs_.bytes[stop] == runs_.bytes[first]) ++stop;
+    return stop;
+  }
+
   void place_tight(size_t first, size_t end) {
     const size_t before = calls_.size();
     const double groups_ns = place_groups(first, end, before);
-    const size_t between = calls_.size();
-    const auto at = [this](size_t index) {
-      return calls_.begin() + static_cast<std::ptrdiff_t>(index);
-    };
-    if (place_staged(first, end) < groups_ns) {
-      calls_.erase(at(before), at(between));
-    } else {
-      calls_.resize(between);
+    if (groups_ns > kStagedCallNs) {
+      const size_t between = calls_.size();
+      if (place_staged(first, end) < groups_ns) {
+        const auto at = [this](size_t i) { return calls_.begin() + static_cast<ptrdiff_t>(i); };
+        calls_.erase(at(before), at(between));
+        return;
+      }
     }
+    // Once more, and now together with what stands before.
+    calls_.resize(before);
+    place_groups(first, end, 0);
   }
 
   // Cut into calls of about the same size, so that the last one is not the odd end. Returns ns.
@@ -161,17 +170,28 @@ class Chooser {
     const size_t wanted = (total + most - 1) / most;
     const size_t fair = (total + wanted - 1) / wanted;
     double ns = 0;
+    CopyCall call{.method = CopyMethod::kStaged, .first = first};
     while (first < end) {
-      CopyCall call{.method = CopyMethod::kStaged, .first = first};
-      for (; first < end && call.bytes < fair && call.bytes + runs_.bytes[first] <= most; ++first) {
-        call.bytes += runs_.bytes[first];
-        ns += costs_.of(runs_.bytes[first]).staged_ns;
+      const size_t bytes = runs_.bytes[first];
+      const size_t stop = same_end(first, end);
+      ns += static_cast<double>(stop - first) * costs_.of(bytes).staged_ns;
+      while (first < stop) {
+        // As many as it takes to be fair, unless that is more than fits.
+        const size_t lacking = (fair - std::min(fair, call.bytes) + bytes - 1) / bytes;
+        const size_t fitting = (most - call.bytes) / bytes;
+        const size_t count = std::min({lacking, fitting, stop - first});
+        call.count += count;
+        call.bytes += count * bytes;
+        first += count;
+        if (first < stop) {
+          calls_.push_back(call);
+          call = {.method = CopyMethod::kStaged, .first = first};
+          ns += kStagedCallNs;
+        }
       }
-      call.count = first - call.first;
-      calls_.push_back(call);
-      ns += kStagedCallNs;
     }
-    return ns;
+    calls_.push_back(call);
+    return ns + kStagedCallNs;
   }
 
   // Calls before `oldest` are not added to. Returns ns.
@@ -179,14 +199,16 @@ class Chooser {
     double ns = 0;
     while (first < end) {
       const RunCost& cost = costs_.of(runs_.bytes[first]);
-      size_t stop = cost.rows_ns < cost.scattered_ns ? group_end(first, end) : first + 1;
+      const bool has_rows = cost.rows_ns < cost.scattered_ns;
+      size_t stop = has_rows ? group_end(first, end) : same_end(first, end);
       const double count = static_cast<double>(stop - first);
-      if (stop - first > 1 && kRowsCallNs + count * cost.rows_ns < count * cost.scattered_ns) {
+      if (has_rows && stop - first > 1 &&
+          kRowsCallNs + count * cost.rows_ns < count * cost.scattered_ns) {
         place_rows(first, stop);
         ns += kRowsCallNs + count * cost.rows_ns;
       } else {
         // Its last run may be the first of a longer group.
-        if (stop - first > 1 && stop < end) --stop;
+        if (has_rows && stop - first > 1 && stop < end) --stop;
         place_scattered(cost.scattered, first, stop, oldest);
         ns += static_cast<double>(stop - first) * cost.scattered_ns;
       }
@@ -228,8 +250,9 @@ class Chooser {
     });
   }
 
+  // Of one size.
   void place_scattered(CopyMethod method, size_t first, size_t stop, size_t oldest) {
-    const size_t bytes = runs_.sum(first, stop);
+    const size_t bytes = (stop - first) * runs_.bytes[first];
     if (calls_.size() > oldest && calls_.back().method == method) {
       calls_.back().count += stop - first;
       calls_.back().bytes += bytes;
@@ -258,8 +281,8 @@ void gather_scattered(CopyPlan* plan) {
   CopyRuns& gathered = plan->scratch.runs;
   gathered.clear();
   const auto append = [](auto* to, const auto& all, const CopyCall& call) {
-    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(call.first);
-    to->insert(to->end(), begin, begin + static_cast<std::ptrdiff_t>(call.count));
+    const auto begin = all.begin() + static_cast<ptrdiff_t>(call.first);
+    to->insert(to->end(), begin, begin + static_cast<ptrdiff_t>(call.count));
   };
   size_t kept = 0;
   for (const CopyCall call : calls) {
@@ -293,7 +316,7 @@ void bound_batches(const CopyLimits& limits, CopyPlan* plan) {
       calls[i].count = most;
       calls[i].bytes = runs.sum(calls[i].first, rest.first);
       rest.bytes -= calls[i].bytes;
-      calls.insert(calls.begin() + static_cast<std::ptrdiff_t>(i) + 1, rest);
+      calls.insert(calls.begin() + static_cast<ptrdiff_t>(i) + 1, rest);
     }
     if (calls[i].count == 1) calls[i].method = CopyMethod::kSingle;
   }
