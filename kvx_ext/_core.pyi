@@ -86,6 +86,37 @@ def block_keys(hashes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), 
     Keys of (n, k) uint8 hashes, 1 <= k <= 128, as (n, 16) uint8: for each row hashlib.blake2b(row, key=fingerprint, digest_size=16). Source: RFC 7693.
     """
 
+def plan_copies(direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None, *, has_batch: bool = True, has_kernels: bool = False, staging_bytes: int = 0, pinned: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None = None, batch_runs_max: int = 8192) -> dict:
+    """
+    Plan the copy of (n,) uint64 runs; `direction` is "h2d", "d2h" or "d2d". Copies nothing.
+
+    `calibration` (3, 4, 11) float64 GB/s by direction, method and size, `plain` (3,); None: the published defaults. `pinned` (m, 3) uint64 rows of base, bytes and piece bytes, by base.
+    Returns the merged runs as `targets`, `sources`, `bytes`; the calls as `methods` (k,) uint8 and `calls` (k, 5) int64 rows of first, count, target stride, source stride, bytes; `total_bytes`. No run may be empty, no target may overlap another one or a source. Source: kvx/copy_plan.h.
+    """
+
+def time_plan_copies(direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None, *, has_batch: bool = True, has_kernels: bool = False, staging_bytes: int = 0, pinned: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None = None, batch_runs_max: int = 8192, repeats: int = 1000) -> float:
+    """
+    For benchmarks: nanoseconds that `plan_copies` takes natively into a plan used before, averaged over `repeats`.
+    """
+
+def predicted_copy_ns(direction: str, method: str, bytes: int, calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None) -> float:
+    """
+    What the planner takes one run of `bytes` to cost by a method, without the cost of a call; infinite where the method was not measured.
+    """
+
+def default_copy_calibration() -> tuple:
+    """
+    The published numbers that planning starts from: GB/s (3, 4, 11) and of plain copies (3,).
+    """
+
+COPY_METHODS: tuple = ('batch', 'rows', 'single', 'staged')
+
+COPY_DIRECTIONS: tuple = ('h2d', 'd2h', 'd2d')
+
+ROWS_CALL_NS: float = 2000.0
+
+STAGED_CALL_NS: float = 20000.0
+
 class EvictionPolicy(enum.IntEnum):
     """Whom to evict; see `include/kvx/eviction_policy.h`."""
 

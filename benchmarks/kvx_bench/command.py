@@ -17,6 +17,7 @@ from kvx_bench.cases.checksum import ChecksumCase
 from kvx_bench.cases.dram import DramCase
 from kvx_bench.cases.index import IndexCase
 from kvx_bench.cases.nvme import NvmeCase
+from kvx_bench.cases.plan import PlanCase
 from kvx_bench.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _WIDTH_MIN = 100
 HELP = "measure this machine and kvx on it; every row beside its limit"
 
 CASES: dict[str, Case] = {
-    case.name: case for case in (ChecksumCase(), IndexCase(), DramCase(), NvmeCase())
+    case.name: case for case in (ChecksumCase(), IndexCase(), PlanCase(), DramCase(), NvmeCase())
 }
 
 

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -20,6 +21,7 @@ namespace kvx {
 
 enum class CopyDirection : uint8_t { kHostToDevice, kDeviceToHost, kDeviceToDevice };
 inline constexpr size_t kCopyDirections = 3;
+// "h2d", "d2h", "d2d"
 [[nodiscard]] std::string_view copy_direction_name(CopyDirection direction);
 
 enum class CopyMethod : uint8_t {
@@ -29,6 +31,7 @@ enum class CopyMethod : uint8_t {
   kStaged,  // one contiguous copy through device memory, scattered or gathered by a kernel
 };
 inline constexpr size_t kCopyMethods = 4;
+// "batch", "rows", "single", "staged"
 [[nodiscard]] std::string_view copy_method_name(CopyMethod method);
 
 // Parallel arrays, as the driver wants them. Addresses are host or device, by the direction.
@@ -47,8 +50,8 @@ struct CopyRuns {
 };
 
 // Measured once a device: GB/s of each method by fragment size (powers of two from 4 KiB to 4 MiB),
-// and of a plain large copy. Zero: not measured, or not there. The defaults are published numbers
-// of an H100 and only a start.
+// and of a plain large copy. Zero: not measured, or not there. A direction that is all zeros is
+// planned with the defaults, which are published numbers of an H100 and only a start.
 inline constexpr size_t kCalibratedSizes = 11;  // 4 KiB << i
 struct CopyCalibration {
   std::array<double, kCopyDirections> plain_gb_s{};
@@ -57,13 +60,24 @@ struct CopyCalibration {
   static CopyCalibration defaults();
 };
 
+// What one run of `bytes` takes by `method`, in ns; infinite where the method was not measured. The
+// rate is linear in the logarithm of the size between two measured ones; below 4 KiB a run takes as
+// long as one of 4 KiB, above 4 MiB it is as fast as a plain copy.
+[[nodiscard]] double predicted_copy_ns(const CopyCalibration& calibration, CopyDirection direction,
+                                       CopyMethod method, size_t bytes);
+// What a call costs besides. A batch and single copies have it in their rates. A staged call waits
+// for its copy and launches a kernel: published break-even lies at 16 runs of 8 KiB.
+inline constexpr double kRowsCallNs = 2'000;
+inline constexpr double kStagedCallNs = 20'000;
+
 struct CopyLimits {
   bool has_batch = true;
   bool has_kernels = false;       // false with `sm: never`
-  int64_t staging_bytes = 0;      // of device memory for kStaged
+  int64_t staging_bytes = 0;      // of device memory for kStaged; a call uses at most half of it
   int64_t batch_runs_max = 8192;  // of one driver call
   // Host registrations: a run is cut where it would cross a multiple of `piece_bytes` counted from
-  // the base of the range it lies in. Sorted by base.
+  // the base of the range it lies in, and where it would enter or leave one. Sorted by base,
+  // without overlap; zero piece_bytes: one piece.
   struct PinnedSpan {
     uint64_t base = 0;
     uint64_t bytes = 0;
@@ -73,7 +87,10 @@ struct CopyLimits {
 };
 
 // Runs [first, first + count) of the plan's merged runs go by `method`. kRows: `count` rows with
-// these strides. kStaged: they are contiguous on the host side, so `bytes` there is one copy.
+// these strides, each at least a row and at most kRowStrideMax. kStaged: they are contiguous on the
+// host side, so `bytes` there is one copy; never between devices. All runs of one kRows or kStaged
+// call lie in one piece of pinned memory. A run on its own is kSingle.
+inline constexpr int64_t kRowStrideMax = (int64_t{1} << 31) - 1;  // the driver's largest pitch
 struct CopyCall {
   CopyMethod method = CopyMethod::kBatch;
   size_t first = 0;
@@ -84,12 +101,31 @@ struct CopyCall {
 };
 
 struct CopyPlan {
-  CopyRuns runs;  // merged and cut
-  std::vector<CopyCall> calls;
+  CopyRuns runs;                // merged and cut
+  std::vector<CopyCall> calls;  // together every run, in the order of `runs`
   size_t total_bytes = 0;
+
+  // What the planner works in; kept so that it allocates nothing the next time.
+  struct Scratch {
+    struct Run {
+      uint64_t target, source;
+      size_t bytes;
+    };
+    CopyRuns runs;
+    std::vector<Run> sorted;
+    std::vector<uint64_t> bits;
+  };
+  Scratch scratch;
 };
 
-// REQUIRES: no run is empty. Runs keep their order within a call; calls may be executed in any.
+// The method of a run is decided by its size: large ones of a mixed list go by batch, small ones
+// staged. Equal runs at equal strides become rows, runs contiguous on the host side one staged
+// call, wherever that is predicted to be faster. The order given is kept within a call, unless
+// sorting would merge at least a quarter of the runs, or make small ones contiguous on the host
+// side.
+//
+// REQUIRES: no run is empty; no two targets overlap, and no target overlaps a source. Calls may
+// then be executed in any order.
 void plan_copies(CopyDirection direction, const CopyRuns& runs, const CopyCalibration& calibration,
                  const CopyLimits& limits, CopyPlan* plan);
 
