@@ -2,9 +2,11 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
 
 #include <optional>
 
+#include "copy_options.h"
 #include "engine.h"
 #include "kvx/checksum.h"
 
@@ -221,13 +223,18 @@ void bind_device_submission(nb::class_<PyEngine>& engine) {
   engine
       .def(
           "attach_device",
-          [](PyEngine& self, std::shared_ptr<Device> device, const CopyOptions& options) {
+          [](PyEngine& self, std::shared_ptr<Device> device, const std::string& sm, int ctas,
+             int64_t staging_bytes, const std::optional<Rates>& gb_s,
+             const std::optional<PlainRates>& plain_gb_s) {
+            const CopyOptions options = copy_options(sm, ctas, staging_bytes, gb_s, plain_gb_s);
             raise_if_error(without_gil(
                 [&] { return self.engine->attach_device(std::move(device), options); }));
           },
-          "device"_a, "options"_a,
+          "device"_a, nb::kw_only(), "sm"_a = "auto", "ctas"_a = 4, "staging_bytes"_a = 0,
+          "gb_s"_a.none() = nb::none(), "plain_gb_s"_a.none() = nb::none(),
           "Give the engine the device that jobs with device memory run on; once, before the first "
-          "of them. Raises UsageError, CapacityError, UnavailableError.")
+          "of them. Rates (3, 4, 11) and (3,) float64 are a calibration, None takes published "
+          "ones. Raises UsageError, CapacityError, UnavailableError.")
       .def("fetch", &fetch, "device_addresses"_a.noconvert(), "addresses"_a.noconvert(),
            "block_bytes"_a, "keys"_a.noconvert(), "checksums"_a.noconvert(),
            "planes"_a.none().noconvert(), "ids"_a.none().noconvert(), "deadline_s"_a,

@@ -12,6 +12,7 @@
 
 #include "arrays.h"
 #include "bind.h"
+#include "copy_options.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -20,10 +21,6 @@ namespace kvx::bind {
 
 namespace {
 
-using Rates = nb::ndarray<const double, nb::shape<kCopyDirections, kCopyMethods, kCalibratedSizes>,
-                          nb::c_contig, nb::device::cpu>;
-using PlainRates =
-    nb::ndarray<const double, nb::shape<kCopyDirections>, nb::c_contig, nb::device::cpu>;
 using Spans = nb::ndarray<const uint64_t, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 
 CopyDirection direction_named(const std::string& name) {
@@ -42,14 +39,6 @@ CopyMethod method_named(const std::string& name) {
   }
   raise_if_error({Code::kUsage, "no copy method \"" + name + "\""});
   return CopyMethod::kSingle;
-}
-
-CopyCalibration calibration_of(const std::optional<Rates>& rates,
-                               const std::optional<PlainRates>& plain) {
-  CopyCalibration made;
-  if (rates) std::copy_n(rates->data(), rates->size(), &made.gb_s[0][0][0]);
-  if (plain) std::copy_n(plain->data(), plain->size(), made.plain_gb_s.data());
-  return made;
 }
 
 // What one plan is made from, checked and in the planner's own types.
