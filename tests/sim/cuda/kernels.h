@@ -1,5 +1,5 @@
-// The kernels of the simulated device: plain C++ that runs behind cuLaunchKernel. The table of them
-// is linked in from elsewhere; kernels_none.cpp stands in for it with an empty one.
+// kvx's kernels as plain C++, for the simulated driver: the very files that nvcc compiles, with
+// every access to memory handed to whoever knows what may be touched.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,9 @@
 namespace kvx::sim {
 
 struct Dim3 {
-  unsigned x, y, z;
+  unsigned x = 1;
+  unsigned y = 1;
+  unsigned z = 1;
 };
 
 // Resolves a device (or registered host) address for a kernel's access; null when out of bounds.
@@ -23,7 +25,11 @@ class MemoryAccess {
 // Sizes of a kernel's parameters in order, empty when there is no such kernel.
 std::vector<size_t> kernel_parameter_bytes(std::string_view name);
 
-// Runs every thread of the grid on this thread; false when an access was refused.
+// Names of all kernels.
+std::vector<std::string_view> kernel_names();
+
+// Runs every thread of the grid on this thread; false when an access was refused, which ends the
+// run, or when there is no such kernel. A misaligned access is refused, as on a GPU.
 bool run_kernel(std::string_view name, Dim3 grid, Dim3 block, void** parameters,
                 MemoryAccess& access);
 
