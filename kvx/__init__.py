@@ -3,6 +3,7 @@
 Start with `TieredCache.open`; `docs/ARCHITECTURE.md` says how the parts fit together.
 """
 
+from kvx.buffers import MemoryKind
 from kvx.cache.disk.inspect import describe as describe_disk
 from kvx.cache.disk.inspect import iter_blocks as iter_disk_blocks
 from kvx.cache.events import AllBlocksCleared, BlockRemoved, BlockStored, EventLog
@@ -53,6 +54,7 @@ __all__ = [
     "KvxError",
     "Lease",
     "Match",
+    "MemoryKind",
     "MemoryRegion",
     "MissReason",
     "Namespace",

@@ -7,11 +7,12 @@ plane is one (base, stride, bytes) run: block `b` of it lies at ``base + b * str
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
+from kvx.buffers import Buffer, describe
 from kvx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,44 +102,55 @@ class KVLayout:
 
 
 class BlockView:
-    """An engine's paged KV cache, block by block. Keeps the memory alive; copies nothing."""
+    """An engine's paged KV cache, block by block. Keeps the memory alive; copies nothing.
 
-    def __init__(self, layout: KVLayout, planes: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """View planes of host memory.
+    Attributes:
+        layout: How a block lies in it.
+        num_blocks: Blocks that every plane has.
+        planes: (P, 3) int64 rows of base address, stride and bytes.
+        kind: Where it lies: all planes in host memory, or all on one device.
+        device_ordinal: Number of that device; -1 for host memory.
+        is_writable: Whether blocks may be onboarded to it.
+    """
+
+    def __init__(self, layout: KVLayout, planes: Sequence[object]) -> None:
+        """View planes of an engine's memory.
 
         Args:
             layout: How a block lies in them.
-            planes: `layout.num_planes` arrays, each (num_blocks, plane bytes) uint8 whose rows are
-                contiguous; the stride between rows may be larger. Keys and values alternate layer
-                by layer when layer-first.
+            planes: `layout.num_planes` buffers, each (num_blocks, ...) of any dtype, plane bytes a
+                row; rows are contiguous, the stride between them may be larger. NumPy arrays,
+                PyTorch tensors, and whatever `kvx.buffers.describe` reads. Keys and values
+                alternate layer by layer when layer-first; there a layer may also be one
+                (2, num_blocks, ...) buffer, or a pair of buffers.
 
         Raises:
-            UsageError: Number, shape, dtype or strides do not fit the layout.
+            UsageError: Number, shape, strides or place of the planes do not fit.
         """
-        if len(planes) != layout.num_planes:
-            raise UsageError(f"{layout.num_planes} planes are needed, {len(planes)} were given")
         self.layout = layout
-        self._planes = [_checked(plane, layout.plane_bytes) for plane in planes]
-        self.num_blocks = min(len(plane) for plane in self._planes)
+        self._planes = [_checked(plane, layout.plane_bytes) for plane in _flat(layout, planes)]
+        places = {(plane.kind, plane.device_ordinal) for plane in self._planes}
+        if len(places) > 1:
+            raise UsageError(f"planes must lie on one device, not on {sorted(places)}")
+        self.kind, self.device_ordinal = places.pop()
+        self.is_writable = all(plane.is_writable for plane in self._planes)
+        self.num_blocks = min(plane.shape[0] for plane in self._planes)
         self.planes = np.array(
-            [(plane.ctypes.data, plane.strides[0], layout.plane_bytes) for plane in self._planes],
+            [(plane.address, plane.strides_bytes[0], plane.row_bytes) for plane in self._planes],
             np.int64,
         )
         # Looked at once, since an engine makes a view once and selects from it for ever.
         self._overlapping = _overlapping(self.planes, self.num_blocks)
 
     @classmethod
-    def of_blocks(cls, blocks: npt.NDArray[np.uint8]) -> Self:
-        """View an (n, block_bytes) uint8 array whose rows are contiguous.
+    def of_blocks(cls, blocks: object) -> Self:
+        """View an (n, ...) buffer of any dtype, a block a row, whose rows are contiguous.
 
         Raises:
-            UsageError: It has another shape or dtype.
+            UsageError: It is no buffer, or has another shape.
         """
-        if not isinstance(blocks, np.ndarray) or blocks.ndim != 2:  # noqa: PLR2004
-            raise UsageError(
-                f"blocks must be an (n, block_bytes) uint8 array, not {_shown(blocks)}"
-            )
-        return cls(KVLayout.opaque(blocks.shape[1]), [blocks])
+        found = _described(blocks, "blocks")
+        return cls(KVLayout.opaque(found.row_bytes), [found])
 
     def slots(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> BlockSelection:
         """Select blocks by number, in the order given.
@@ -156,11 +168,6 @@ class BlockView:
                 f"block ids {numbers.min()} to {numbers.max()}; there are {self.num_blocks} blocks"
             )
         return BlockSelection(self, numbers.astype(np.int64))
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether blocks may be onboarded to it."""
-        return all(plane.flags.writeable for plane in self._planes)
 
     @property
     def overlapping(self) -> tuple[int, int] | None:
@@ -235,16 +242,45 @@ def _overlapping(planes: npt.NDArray[np.int64], num_blocks: int) -> tuple[int, i
     return int(one), int(other)
 
 
-def _checked(plane: npt.NDArray[np.uint8], plane_bytes: int) -> npt.NDArray[np.uint8]:
-    if not isinstance(plane, np.ndarray) or plane.dtype != np.uint8 or plane.ndim != 2:  # noqa: PLR2004
-        raise UsageError(f"a plane must be a (num_blocks, bytes) uint8 array, not {_shown(plane)}")
-    if plane.shape[1] != plane_bytes:
-        raise UsageError(f"a plane has {plane.shape[1]} bytes a block, {plane_bytes} are needed")
-    if plane.strides[1] != 1 or plane.strides[0] < plane_bytes:
-        raise UsageError(f"the rows of a plane must be contiguous; its strides are {plane.strides}")
-    return plane
+def _flat(layout: KVLayout, planes: Sequence[object]) -> list[object]:
+    """Return one entry a plane, where a layer may have given its two as one."""
+    given = list(planes)
+    is_by_layer = layout.order == "layer_first" and len(given) == layout.num_layers
+    found = [one for layer in given for one in _halves(layer)] if is_by_layer else given
+    if len(found) != layout.num_planes:
+        by_layer = f", or {layout.num_layers} pairs" if layout.order == "layer_first" else ""
+        raise UsageError(
+            f"{layout.num_planes} planes are needed{by_layer}, {len(given)} were given"
+        )
+    return found
 
 
-def _shown(value: object) -> str:
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    return type(value).__name__ if shape is None else f"{shape} {dtype}"
+def _halves(layer: object) -> Sequence[object]:
+    if isinstance(layer, tuple | list):
+        return layer
+    both = describe(layer)
+    is_pair = len(both.shape) > 2 and both.shape[0] == 2  # noqa: PLR2004
+    return [both.part(0), both.part(1)] if is_pair else [layer]
+
+
+def _checked(plane: object, plane_bytes: int) -> Buffer:
+    found = _described(plane, "a plane")
+    if found.row_bytes != plane_bytes:
+        raise UsageError(f"a plane has {found.row_bytes} bytes a block, {plane_bytes} are needed")
+    if found.shape[0] == 1:  # its stride means nothing, and producers put anything there
+        found = replace(found, strides_bytes=(plane_bytes, *found.strides_bytes[1:]))
+    if not found.has_contiguous_rows or found.strides_bytes[0] < plane_bytes:
+        raise UsageError(
+            f"the rows of a plane must be contiguous; its strides are {found.strides_bytes} bytes"
+        )
+    return found
+
+
+def _described(memory: object, name: str) -> Buffer:
+    found = describe(memory)
+    if len(found.shape) < 2:  # noqa: PLR2004
+        raise UsageError(
+            f"{name} must be a (num_blocks, ...) buffer such as (n, bytes) uint8, not a "
+            f"{type(memory).__name__} of shape {found.shape}"
+        )
+    return found

@@ -117,6 +117,44 @@ ROWS_CALL_NS: float = 2000.0
 
 STAGED_CALL_NS: float = 20000.0
 
+class DlpackTensor:
+    """
+    What a DLPack capsule describes; its memory is given back when this dies.
+    """
+
+    def __init__(self, capsule: object) -> None:
+        """
+        Consume a `dltensor` or `dltensor_versioned` capsule. Raises UsageError when it was consumed before, or its elements are no whole bytes.
+        """
+
+    @property
+    def address(self) -> int:
+        """Address of the first element, host or device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements."""
+
+    @property
+    def strides_bytes(self) -> tuple[int, ...]:
+        """Bytes from one element to the next, for each dimension."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """DLDeviceType and number."""
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the producer forbids writing; older ones cannot say so."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the producer made a copy, so that this is not its memory."""
+
 class EvictionPolicy(enum.IntEnum):
     """Whom to evict; see `include/kvx/eviction_policy.h`."""
 

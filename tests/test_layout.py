@@ -158,12 +158,13 @@ TWO = KVLayout("layer_first", 128, num_layers=1)
 @pytest.mark.parametrize(
     ("planes", "part"),
     [
-        ([ROWS], "2 planes are needed, 1 were given"),
-        ([ROWS] * 3, "2 planes are needed, 3 were given"),
+        ([ROWS], "2 planes are needed, or 1 pairs, 1 were given"),
+        ([ROWS] * 3, "2 planes are needed, or 1 pairs, 3 were given"),
         ([ROWS, ROWS[:, :63]], "a plane has 63 bytes a block, 64 are needed"),
-        ([ROWS, ROWS.view(np.int8)], r"not \(4, 64\) int8"),
-        ([ROWS, ROWS.reshape(-1)], r"not \(256,\) uint8"),
-        ([ROWS, ROWS.tobytes()], "not bytes"),
+        ([ROWS, ROWS.view(np.int16)[:, :16]], "a plane has 32 bytes a block, 64 are needed"),
+        ([ROWS, ROWS.reshape(-1)], r"not a ndarray of shape \(256,\)"),
+        ([ROWS, ROWS.tobytes()], r"not a bytes of shape \(256,\)"),
+        ([ROWS, 7], "a int is no memory"),
         ([ROWS, np.zeros((4, 128), np.uint8)[:, ::2]], "contiguous; its strides are"),
         ([ROWS, np.asfortranarray(ROWS)], "contiguous; its strides are"),
         ([ROWS, np.broadcast_to(ROWS[0], (4, 64))], "contiguous; its strides are"),
@@ -176,10 +177,17 @@ def test_planes_that_do_not_fit(planes: Sequence[npt.NDArray[np.uint8]], part: s
 
 
 @pytest.mark.parametrize(
-    "blocks", [None, b"bytes", np.zeros(64, np.uint8), np.zeros((2, 2), np.int8), [[1, 2]]]
+    ("blocks", "part"),
+    [
+        (None, "a NoneType is no memory"),
+        (b"bytes", "blocks must be a"),
+        (np.zeros(64, np.uint8), "blocks must be a"),
+        (np.zeros((2, 2), object), "holds references"),
+        ([[1, 2]], "a list is no memory"),
+    ],
 )
-def test_blocks_that_are_no_blocks(blocks: object) -> None:
-    with pytest.raises(UsageError, match="uint8"):
+def test_blocks_that_are_no_blocks(blocks: object, part: str) -> None:
+    with pytest.raises(UsageError, match=part):
         BlockView.of_blocks(blocks)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvx.errors import UnavailableError, UsageError
 from kvx.tier_config import Emulation
-from kvx.transfer.buffers import MemoryKind, stream_handle
+from kvx.buffers import MemoryKind, stream_handle
 from kvx.transfer.calibration import calibration_for
 from kvx_ext import _core
 

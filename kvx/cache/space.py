@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kvx.transfer.handle import Transfer
 
     Hashes = Sequence[bytes] | npt.NDArray[np.uint8]
-    Blocks = BlockSelection | npt.NDArray[np.uint8]
+    Blocks = object  # a BlockSelection, or any buffer that BlockView.of_blocks() takes
 
 
 class CacheSpace:
@@ -318,11 +318,7 @@ class CacheSpace:
         return length + (int(missing[0]) if len(missing) else len(rest))
 
     def _select(self, blocks: Blocks, num_blocks: int, *, is_target: bool) -> BlockSelection:
-        selection = (
-            blocks
-            if isinstance(blocks, BlockSelection)
-            else BlockView.of_blocks(blocks).slots(np.arange(len(blocks), dtype=np.int64))
-        )
+        selection = blocks if isinstance(blocks, BlockSelection) else _all_of(blocks)
         if selection.block_bytes != self.block_bytes:
             raise UsageError(
                 f"blocks of {selection.block_bytes} bytes, but the namespace has "
@@ -333,3 +329,8 @@ class CacheSpace:
         if is_target:
             selection.check_writable()
         return selection
+
+
+def _all_of(blocks: Blocks) -> BlockSelection:
+    view = BlockView.of_blocks(blocks)
+    return view.slots(np.arange(view.num_blocks, dtype=np.int64))

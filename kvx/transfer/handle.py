@@ -16,7 +16,7 @@ import warnings
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from kvx.errors import KvxError, TransferCancelled, TransferTimeout
-from kvx.transfer.buffers import stream_handle
+from kvx.buffers import stream_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -16,6 +16,7 @@ void bind_checksum(nanobind::module_& module);
 void bind_digest(nanobind::module_& module);
 void bind_copy_plan(nanobind::module_& module);
 void bind_layers(nanobind::module_& module);
+void bind_dlpack(nanobind::module_& module);
 void bind_block_index(nanobind::module_& module);
 void bind_failpoint(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);

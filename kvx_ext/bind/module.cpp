@@ -9,6 +9,7 @@ NB_MODULE(_core, module) {
   kvx::bind::bind_digest(module);
   kvx::bind::bind_copy_plan(module);
   kvx::bind::bind_layers(module);
+  kvx::bind::bind_dlpack(module);
   kvx::bind::bind_block_index(module);
   kvx::bind::bind_failpoint(module);
   kvx::bind::bind_engine(module);
