@@ -11,9 +11,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvx.buffers import MemoryKind, stream_handle
 from kvx.errors import UnavailableError, UsageError
 from kvx.tier_config import Emulation
-from kvx.buffers import MemoryKind, stream_handle
 from kvx.transfer.calibration import calibration_for
 from kvx_ext import _core
 

@@ -247,9 +247,7 @@ class Onboard(Operation):
             self._bring(TierKind.HBM, pool, rows[found.mask], found.only(found.mask))
         return rows[~found.mask]
 
-    def _bring(
-        self, tier: TierKind, pool: Pool, rows: npt.NDArray[np.int64], found: Found
-    ) -> None:
+    def _bring(self, tier: TierKind, pool: Pool, rows: npt.NDArray[np.int64], found: Found) -> None:
         reservation = self._reserve(rows, pool.expiries_s[found.slots])
         has_slot = reservation.slots >= 0
         # Without a slot for now: no room, or the block has just arrived in DRAM. Looked at again.

@@ -15,8 +15,8 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from kvx.errors import KvxError, TransferCancelled, TransferTimeout
 from kvx.buffers import stream_handle
+from kvx.errors import KvxError, TransferCancelled, TransferTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

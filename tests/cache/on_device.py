@@ -140,4 +140,4 @@ class DeviceSpace:
 
 
 def _is_blocks(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.uint8  # noqa: PLR2004
+    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.uint8
