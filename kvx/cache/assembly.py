@@ -198,7 +198,7 @@ def _add_gauges(shared: Shared) -> None:
     gauge("kvx_unsettled_jobs", "Native jobs whose bytes may still move",
           lambda: float(shared.reactor.num_unsettled))  # fmt: skip
     gauge("kvx_pinned_bytes", "Bytes of the DRAM tier that the device copies at full speed",
-          lambda: float(link.pinned_bytes if (link := shared.device.link_if_open) else 0))  # fmt: skip
+          lambda: float(shared.device.pinned_bytes))  # fmt: skip
     nvme, flusher = shared.nvme, shared.flusher
     if nvme is not None and flusher is not None:
         gauge("kvx_nvme_is_up", "1 unless the breaker keeps the NVMe tier out",

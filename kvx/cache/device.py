@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,11 +120,12 @@ class DeviceAccess:
         self._open_link = open_link
         self._lock = threading.Lock()
         self._link: DeviceLink | None = None
+        self._checked: weakref.WeakSet[BlockView] = weakref.WeakSet()
 
     @property
-    def link_if_open(self) -> DeviceLink | None:
-        """The link; None as long as nobody needed one."""
-        return self._link
+    def pinned_bytes(self) -> int:
+        """How much of the DRAM tier's memory is pinned; 0 as long as nobody needed the device."""
+        return 0 if self._link is None else self._link.pinned_bytes
 
     def link(self) -> DeviceLink:
         """Return the link, opening the device first.
@@ -152,6 +154,9 @@ class DeviceAccess:
                 f"the blocks lie on device {blocks.device_ordinal}, the cache works with device "
                 f"{link.ordinal}; set `ordinal` of `gpu`"
             )
+        if blocks not in self._checked:
+            _check_planes(link.device, blocks)
+            self._checked.add(blocks)
         return link
 
     def way_for(self, blocks: BlockView, after: object, *, is_layerwise: bool = False) -> DeviceWay:
@@ -184,6 +189,22 @@ class DeviceAccess:
         """Close the link if there is one."""
         if self._link is not None:
             self._link.close(is_abandoned=is_abandoned)
+
+
+def _check_planes(device: _core.Device, blocks: BlockView) -> None:
+    """Refuse planes that are not wholly in the device's memory.
+
+    Raises:
+        UsageError: Names the plane.
+    """
+    for number, (base, stride, row_bytes) in enumerate(blocks.planes.tolist()):
+        needed_bytes = stride * (blocks.num_blocks - 1) + row_bytes if blocks.num_blocks else 0
+        there_bytes = device.check_address(base)
+        if there_bytes < needed_bytes:
+            raise UsageError(
+                f"plane {number} has {needed_bytes} bytes from {base:#x} on, the device's memory "
+                f"there ends after {there_bytes}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

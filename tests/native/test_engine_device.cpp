@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "device_simulation.h"
+#include "kvx/checksum.h"
 #include "kvx/engine.h"
 
 namespace kvx::test {
