@@ -17,3 +17,4 @@ class Code(enum.IntEnum):
     TIMEOUT = 8
     CANCELLED = 9
     SKIPPED = 10
+    DEVICE = 11

@@ -26,6 +26,7 @@ const char* exception_name(Code code) {
       return "TransferTimeout";
     case Code::kCancelled:
       return "TransferCancelled";
+    case Code::kDevice:
     case Code::kSkipped:
       return "TransferError";
     case Code::kOk:

@@ -23,6 +23,7 @@ enum class Code : int32_t {
   kTimeout = 8,      // the deadline passed before the bytes had moved
   kCancelled = 9,    // cancelled, or the engine was closed
   kSkipped = 10,     // not started, because its job had already ended
+  kDevice = 11,      // the GPU or its driver failed it; see error_number()
 };
 
 class [[nodiscard]] Status {
