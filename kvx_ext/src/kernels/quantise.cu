@@ -104,11 +104,13 @@ KVX_DEVICE uint8_t quantised(typename Wide<Kind>::Item item, float scale) {
 template <uint32_t Kind>
 KVX_DEVICE typename Wide<Kind>::Item dequantised(uint8_t item, float scale) {
   const float value = float_of_fp8(item);
-  if (is_nan(bits_of(value))) return Wide<Kind>::narrowed(value);
+  const uint32_t sign = bits_of(value) & kSign;
   const uint32_t product = bits_of(value * scale);
-  const bool is_beyond = !is_nan(product) && (product & ~kSign) > Wide<Kind>::kMax;
-  const uint32_t sign = product & kSign;
-  return Wide<Kind>::narrowed(float_of(is_beyond ? sign | Wide<Kind>::kMax : product));
+  // Not-a-number keeps the sign of the item: that of the product differs between machines.
+  if (is_nan(product)) return Wide<Kind>::narrowed(float_of(sign | 0x7FC00000));
+  const bool is_beyond = (product & ~kSign) > Wide<Kind>::kMax;
+  const uint32_t limit = (product & kSign) | Wide<Kind>::kMax;
+  return Wide<Kind>::narrowed(float_of(is_beyond ? limit : product));
 }
 
 // Calls `convert(wide address, narrow address, scale)` for every `taken` items of this thread.

@@ -21,9 +21,14 @@ struct alignas(16) Vector16 {
   uint32_t words[4];
 };
 
+// Threads of a block of every launch: three or four blocks have some 100 KB of loads in flight,
+// more than a link to the host can hold.
+inline constexpr int kBlockThreads = 512;
+
 #ifdef __CUDACC__
 
-#define KVX_KERNEL extern "C" __global__
+// Bounded, so that no compiler takes more registers than a launch of kBlockThreads has.
+#define KVX_KERNEL extern "C" __global__ __launch_bounds__(kBlockThreads)
 #define KVX_DEVICE __device__ __forceinline__
 #define KVX_CALLED __device__ __noinline__
 // A struct passed by value stays in constant memory even where it is indexed at run time.
