@@ -113,7 +113,7 @@ def describe(buffer: object, *, is_writable_needed: bool = False) -> Buffer:
     """
     found = _described(buffer)
     if is_writable_needed and not found.is_writable:
-        raise UsageError(f"a {type(buffer).__name__} is read-only; pass writable memory")
+        raise UsageError(f"{type(buffer).__name__}: it is read-only; pass writable memory")
     return found
 
 
@@ -150,7 +150,9 @@ def _described(buffer: object) -> Buffer:
         return buffer
     if isinstance(buffer, np.ndarray):
         return _of_array(buffer)
-    # Types that are classes themselves have these as functions without an instance.
+    # A class has the functions of its instances, and no memory.
+    if isinstance(buffer, type):
+        return _of_bytes(buffer)
     if hasattr(buffer, "__dlpack__") and hasattr(buffer, "__dlpack_device__"):
         return _of_dlpack(buffer)
     interface = getattr(buffer, "__cuda_array_interface__", None)
@@ -159,7 +161,7 @@ def _described(buffer: object) -> Buffer:
     return _of_bytes(buffer)
 
 
-def _of_array(array: np.ndarray) -> Buffer:  # type: ignore[type-arg]
+def _of_array(array: np.ndarray) -> Buffer:
     if array.dtype.hasobject:
         raise UsageError(f"an array of {array.dtype} holds references, not bytes")
     return Buffer(
@@ -178,11 +180,11 @@ def _of_dlpack(producer: _DlpackProducer) -> Buffer:
             capsule = producer.__dlpack__(**arguments)
     except (BufferError, RuntimeError) as error:
         raise UsageError(
-            f"a {type(producer).__name__} does not hand its memory over: {error}"
+            f"{type(producer).__name__}: it does not hand its memory over: {error}"
         ) from error
     tensor = _core.DlpackTensor(capsule)
     if tensor.is_copy:
-        raise UsageError(f"a {type(producer).__name__} hands over a copy, not its memory")
+        raise UsageError(f"{type(producer).__name__}: it hands over a copy, not its memory")
     return Buffer(
         tensor.address, tensor.shape, tensor.strides_bytes, tensor.item_bytes,
         not tensor.is_read_only, *_place_of(*tensor.device), tensor,
@@ -205,7 +207,7 @@ def _of_cuda_array(owner: object, interface: Mapping[str, object]) -> Buffer:
         return _read_interface(owner, interface)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the __cuda_array_interface__ of a {type(owner).__name__} cannot be read: "
+            f"{type(owner).__name__}: its __cuda_array_interface__ cannot be read: "
             f"{type(error).__name__} {error}"
         ) from error
 
@@ -250,7 +252,7 @@ def _of_bytes(buffer: object) -> Buffer:
         array = np.asarray(memoryview(buffer))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise UsageError(
-            f"a {type(buffer).__name__} is no memory kvx can read: it has neither DLPack, nor "
+            f"{type(buffer).__name__}: no memory that kvx can read; it has neither DLPack, nor "
             "__cuda_array_interface__, nor the buffer protocol"
         ) from None
     return _of_array(array)
@@ -269,7 +271,7 @@ def _handle_of(stream: object) -> int:
         version, handle = protocol() if callable(protocol) else protocol
         if version != _CUDA_STREAM_VERSION:
             raise UsageError(
-                f"a {type(stream).__name__} speaks version {version} of __cuda_stream__; kvx knows "
+                f"{type(stream).__name__}: version {version} of __cuda_stream__; kvx knows "
                 f"{_CUDA_STREAM_VERSION}"
             )
         return int(handle)
@@ -278,6 +280,6 @@ def _handle_of(stream: object) -> int:
         if isinstance(handle, int):
             return handle
     raise UsageError(
-        f"a {type(stream).__name__} is no CUDA stream: pass its handle, or an object with "
+        f"{type(stream).__name__}: no CUDA stream; pass its handle, or an object with "
         "__cuda_stream__, ptr or cuda_stream"
     )

@@ -12,6 +12,8 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_NVME_PATH           overrides `path` of the NVMe tier
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
+
+`cache_directory` reads XDG_CACHE_HOME.
 """
 
 import dataclasses
@@ -217,6 +219,15 @@ class CacheConfig:
     def to_dict(self) -> dict[str, object]:
         """Return plain values for printing; secrets are masked."""
         return encode(self)
+
+
+def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where kvx keeps what it can make again, such as calibrations; made by who writes.
+
+    Source: XDG Base Directory Specification.
+    """
+    base = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "kvx"
 
 
 def _read(source: object) -> object:

@@ -248,9 +248,9 @@ def _flat(layout: KVLayout, planes: Sequence[object]) -> list[object]:
     is_by_layer = layout.order == "layer_first" and len(given) == layout.num_layers
     found = [one for layer in given for one in _halves(layer)] if is_by_layer else given
     if len(found) != layout.num_planes:
-        by_layer = f", or {layout.num_layers} pairs" if layout.order == "layer_first" else ""
+        by_layer = f" (or {layout.num_layers} pairs)" if layout.order == "layer_first" else ""
         raise UsageError(
-            f"{layout.num_planes} planes are needed{by_layer}, {len(given)} were given"
+            f"{layout.num_planes} planes{by_layer} are needed, {len(given)} were given"
         )
     return found
 
@@ -280,7 +280,7 @@ def _described(memory: object, name: str) -> Buffer:
     found = describe(memory)
     if len(found.shape) < 2:  # noqa: PLR2004
         raise UsageError(
-            f"{name} must be a (num_blocks, ...) buffer such as (n, bytes) uint8, not a "
+            f"{name} must be a (num_blocks, ...) buffer such as (n, bytes) uint8, not "
             f"{type(memory).__name__} of shape {found.shape}"
         )
     return found

@@ -67,7 +67,10 @@ CopyCalibration CopyCalibration::defaults() {
     auto& methods = made.gb_s[direction];
     methods[static_cast<size_t>(CopyMethod::kBatch)] = batch;
     methods[static_cast<size_t>(CopyMethod::kRows)] = batch;
-    methods[static_cast<size_t>(CopyMethod::kSingle)] = one_call_a_run(kCallNs, plain);
+    // Numbers of two sources: never let copies of their own beat the batch that replaces them.
+    Rates& single = methods[static_cast<size_t>(CopyMethod::kSingle)];
+    single = one_call_a_run(kCallNs, plain);
+    for (size_t i = 0; i < kCalibratedSizes; ++i) single[i] = std::min(single[i], batch[i]);
     if (is_over_link) methods[static_cast<size_t>(CopyMethod::kStaged)] = flat(0.8 * plain);
   }
   return made;
