@@ -62,6 +62,9 @@ KVXSIM_API int kvxsim_copy_from_device(void* target, uint64_t source, size_t byt
 KVXSIM_API int kvxsim_memset(uint64_t target, int value, size_t bytes);
 
 // Announces that the host is about to read or write memory that operations may touch; kvx calls it
-// where it is there. Reading a word that a stream wrote, at its very address, is how the host
-// learns that what came before on the stream has ended: announce it when the value is there.
+// where it is there. At the very address of a word that streams write or wait for it orders
+// instead: announce a read once the value is there, and the host knows what came before on the
+// stream; a write before each store, and the stream that waits for it knows what the host knew by
+// then (never announced: what the host knows when the stream sees the value, which can hide a
+// race).
 KVXSIM_API void kvxsim_host_access(const void* address, size_t bytes, int is_write);

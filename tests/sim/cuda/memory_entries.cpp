@@ -13,6 +13,7 @@ namespace {
 constexpr size_t kRegistrationBytesMax = size_t{512} << 30;
 
 Result describe_device(const Reservation& memory, int attribute, void* value) {
+  const bool is_virtual = memory.kind == ReservationKind::kVirtual;
   switch (attribute) {
     case kPointerMemoryType:
       *static_cast<unsigned*>(value) = kMemoryTypeDevice;
@@ -24,7 +25,7 @@ Result describe_device(const Reservation& memory, int attribute, void* value) {
       *static_cast<DevicePointer*>(value) = memory.address;
       return kSuccess;
     case kPointerRangeSize:
-      *static_cast<size_t*>(value) = memory.bytes;
+      *static_cast<size_t*>(value) = is_virtual ? memory.bytes : memory.mappings.at(0).bytes;
       return kSuccess;
     case kPointerLegacyIpcCapable:
       *static_cast<int*>(value) = memory.kind == ReservationKind::kAllocated ? 1 : 0;

@@ -87,14 +87,26 @@ void RaceDetector::add_host(uint64_t address, size_t bytes, bool is_write, const
                             Convictions& convictions) {
   const auto word = words.find(address);
   if (word != words.end() && bytes <= sizeof(uint64_t)) {
-    // Reading a word that a stream wrote is how the host learns what came before.
-    if (!is_write) host.join(word->second);
+    if (is_write) {
+      word->second.is_announced = true;
+      word->second.clock.join(host);
+    } else {
+      // Reading a word that a stream wrote is how the host learns what came before.
+      host.join(word->second.clock);
+    }
     return;
   }
   host.set(kHostOwner, host.at(kHostOwner) + 1);
   const Label label{symbol, 0, 0};
   add({address, address + bytes, is_write, kHostOwner, host.at(kHostOwner), label, false}, host,
       convictions);
+}
+
+VectorClock RaceDetector::seen(uint64_t word) const {
+  const auto found = words.find(word);
+  VectorClock clock = found == words.end() ? VectorClock() : found->second.clock;
+  if (found == words.end() || !found->second.is_announced) clock.join(host);
+  return clock;
 }
 
 void RaceDetector::remove(uint64_t address, size_t bytes, const char* symbol,

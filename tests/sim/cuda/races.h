@@ -52,9 +52,16 @@ class RaceDetector {
   void forget(const std::vector<VectorClock>& others);
   [[nodiscard]] size_t size() const { return count_; }
 
-  // Words that streams write and wait for: the clock of the last write. They order, so races on
-  // them are none.
-  std::map<uint64_t, VectorClock> words;
+  // A word that streams write or wait for. It orders what lies around it, so it is raced by nobody.
+  struct Word {
+    VectorClock clock;  // of all who wrote it
+    // The host says before each write that it will; otherwise it is taken to have written whenever
+    // the word is seen to have changed.
+    bool is_announced = false;
+  };
+  std::map<uint64_t, Word> words;
+  // What whoever sees the word's new value knows of it.
+  [[nodiscard]] VectorClock seen(uint64_t word) const;
 
  private:
   // Accesses by start, those of at most 2^k bytes in class k: what overlaps a range starts at most

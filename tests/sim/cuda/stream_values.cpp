@@ -52,11 +52,9 @@ Result cuStreamWaitValue32(Stream stream, DevicePointer address, uint32_t value,
       return static_cast<int32_t>(__atomic_load_n(word, __ATOMIC_ACQUIRE) - value) >= 0;
     };
     while (!is_released() && !is_lost(sim, running)) pause(lock, &length);
-    // Who wrote it is not known: the host with all it knew by now, or a stream, or both.
-    running.clock.join(sim.races.host);
-    const auto written = sim.races.words.find(address);
-    if (written != sim.races.words.end()) running.clock.join(written->second);
+    running.clock.join(sim.races.seen(address));
   };
+  sim.races.words.try_emplace(address);
   return enqueue_value(call, stream, address, std::move(side), wait);
 }
 
@@ -70,7 +68,7 @@ Result cuStreamWriteValue32(Stream stream, DevicePointer address, uint32_t value
   auto* word = reinterpret_cast<uint32_t*>(side.bytes);
   const auto write = [&sim, word, address, value](std::unique_lock<std::mutex>&,
                                                   StreamState& running) {
-    sim.races.words[address].join(running.clock);
+    sim.races.words[address].clock.join(running.clock);
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
   };
   return enqueue_value(call, stream, address, std::move(side), write);

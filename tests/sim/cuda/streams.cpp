@@ -151,7 +151,9 @@ bool Streams::wait_until_untouched(Simulation& sim, std::unique_lock<std::mutex>
       for (const Operation& operation : stream->queue) {
         const bool is_touching = touches(operation, address, bytes);
         has_touched = has_touched || is_touching;
-        is_waiting = is_waiting || is_touching || operation.is_kernel;
+        // What a kernel touches only it knows; one that is still queued finds the memory gone.
+        const bool is_running_kernel = operation.is_kernel && &operation == &stream->queue.front();
+        is_waiting = is_waiting || is_touching || is_running_kernel;
       }
     }
     return is_waiting;
