@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind, stream_handle
+from kvx.config import cache_directory
 from kvx.errors import UnavailableError, UsageError
 from kvx.tier_config import Emulation
-from kvx.transfer.calibration import calibration_for
+from kvx.transfer.device_rates import calibration_for
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ class DeviceLink:
         self.ordinal = int(info["ordinal"])
         calibration = None
         if config.calibrate and not self.is_emulated:
-            calibration = calibration_for(device, calibration_path(), progress)
+            calibration = calibration_for(
+                device, cache_directory(), sm=config.sm.value, progress=progress
+            )
         engine.attach_device(
             device,
             sm=config.sm.value,

@@ -1,0 +1,95 @@
+"""How fast this device copies: remembered from a file, or measured now on memory of its own."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from kvx.errors import TransferError
+from kvx.transfer.calibration import METHODS, Arena, Calibration, load_or_measure, measure
+from kvx.transfer.codes import Code
+from kvx.transfer.memory import MemoryRegion
+from kvx_ext import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+_HOST_BYTES = 16 << 20
+_STAGING_BYTES = 16 << 20
+_COPY_TIMEOUT_S = 5.0
+
+
+class _DeviceCopier:
+    """Copies of one calibration, one list at a time; see `kvx.transfer.calibration.Copier`."""
+
+    def __init__(self, device: _core.Device, sm: str, gb_s: npt.NDArray[np.float64]) -> None:
+        self._copies = _core.Copies(device, sm=sm, staging_bytes=_STAGING_BYTES, gb_s=gb_s)
+
+    def copy(
+        self,
+        direction: str,
+        targets: npt.NDArray[np.uint64],
+        sources: npt.NDArray[np.uint64],
+        sizes: npt.NDArray[np.uint64],
+    ) -> None:
+        token = self._copies.submit(direction, targets, sources, sizes)
+        code = Code(self._copies.wait(token, _COPY_TIMEOUT_S))
+        if code is not Code.OK:
+            raise TransferError(f"a {direction} copy ended with {code.name} while it was timed")
+
+    def close(self) -> None:
+        self._copies.close(_COPY_TIMEOUT_S)
+
+
+def calibration_for(
+    device: _core.Device,
+    directory: Path,
+    *,
+    sm: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Calibration:
+    """Return the device's rates; measured for at most 1.5 s if no file has them.
+
+    Args:
+        device: A real one; the emulation has no rates.
+        directory: Where they are kept.
+        sm: As `kvx.config.GpuConfig.sm`; with "never" kernels are not timed either.
+        progress: Called with ("calibrate", measurements done, measurements in all).
+
+    Raises:
+        CapacityError: The device has no 48 MiB left to measure with.
+        TransferError: The device fails.
+    """
+    info = device.info()
+    uuid, driver_version = str(info["uuid"]), int(str(info["driver_version"]))
+    methods = [
+        method
+        for method in METHODS
+        if (method != "batch" or info["has_batch_copy"]) and (method != "staged" or sm == "auto")
+    ]
+
+    def measured() -> Calibration:
+        region = MemoryRegion(_HOST_BYTES, numa_node=int(str(info["numa_node"])))
+        region.prefault()
+        with (
+            closing(device.pin(region.address, region.size_bytes)) as pinned,
+            closing(device.allocate(3 * _HOST_BYTES)) as memory,
+        ):
+            pinned.wait(_COPY_TIMEOUT_S)
+            return measure(
+                lambda gb_s: _DeviceCopier(device, sm, gb_s),
+                Arena(region.address, region.size_bytes, memory.address),
+                uuid=uuid,
+                driver_version=driver_version,
+                methods=methods,
+                staged_bytes_max=_STAGING_BYTES // 2,
+                progress=None
+                if progress is None
+                else lambda done, total: progress("calibrate", done, total),
+            )
+
+    return load_or_measure(directory, uuid, driver_version, measured)
