@@ -79,7 +79,7 @@ def test_headers_are_included_once_and_by_somebody() -> None:
         path
         for folder in ("kvx_ext", "tests/native")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".h", ".cpp"}
+        if path.suffix in {".h", ".cpp", ".cu"}
     ]
     texts = {path: path.read_text() for path in sources}
     included = {name for text in texts.values() for name in re.findall(r'#include "(.+)"', text)}

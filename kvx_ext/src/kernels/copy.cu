@@ -26,16 +26,21 @@ KVX_KERNEL void kvx_copy_fragments(uint64_t fragments, uint64_t count,
   const uint64_t teams = (threads + kTeam - 1) / kTeam;
   // The last team may be short of threads; its lanes share the work among themselves.
   const uint64_t lanes = team + 1 < teams ? kTeam : threads - team * kTeam;
-  const uint64_t items = count * stripes;
-  uint64_t item = team;
-  if (item >= items) return;
-  Fragment next = load_fragment(fragments + divided(item, stripes) * sizeof(Fragment));
-  while (item < items) {
+  // Items of work are counted in two digits, fragment and stripe; only the start divides.
+  uint64_t index = divided(team, stripes);
+  uint64_t stripe = team - index * stripes;
+  const uint64_t index_step = divided(teams, stripes);
+  const uint64_t stripe_step = teams - index_step * stripes;
+  if (index >= count) return;
+  Fragment next = load_fragment(fragments + index * sizeof(Fragment));
+  while (index < count) {
     const Fragment fragment = next;
-    const uint64_t stripe = item - divided(item, stripes) * stripes;
-    item += teams;
-    if (item < items) next = load_fragment(fragments + divided(item, stripes) * sizeof(Fragment));
-    for (uint64_t at = stripe * kStripeBytes; at < fragment.bytes; at += stripes * kStripeBytes) {
+    const uint64_t first = stripe * kStripeBytes;
+    stripe += stripe_step;
+    index += index_step + (stripe >= stripes ? 1 : 0);
+    stripe -= stripe >= stripes ? stripes : 0;
+    if (index < count) next = load_fragment(fragments + index * sizeof(Fragment));
+    for (uint64_t at = first; at < fragment.bytes; at += stripes * kStripeBytes) {
       const uint64_t left = fragment.bytes - at;
       const uint64_t bytes = left < kStripeBytes ? left : kStripeBytes;
       copy_span(fragment.target + at, fragment.source + at, bytes, lane, lanes);

@@ -5,8 +5,8 @@
 
 namespace kvx::kernel {
 
-// Never inlined: 64-bit division is 130 instructions, and the walk below starts with ten of them in
-// every variant of every kernel (2.2 MB of fatbin became a tenth).
+// Never inlined: 64-bit division is long, and the walk below starts with up to twelve of them in
+// every variant of every kernel, which were most of their code.
 KVX_CALLED uint64_t divided(uint64_t number, uint64_t divisor) { return number / divisor; }
 
 // Loads that a thread has in flight before its first store.

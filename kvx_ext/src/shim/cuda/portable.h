@@ -27,8 +27,9 @@ inline constexpr int kBlockThreads = 512;
 
 #ifdef __CUDACC__
 
-// Bounded, so that no compiler takes more registers than a launch of kBlockThreads has.
-#define KVX_KERNEL extern "C" __global__ __launch_bounds__(kBlockThreads)
+// Bounded, so that no compiler takes more registers than a launch of kBlockThreads has. One block
+// is enough for a multiprocessor: left to guess, ptxas makes room for two and spills.
+#define KVX_KERNEL extern "C" __global__ __launch_bounds__(kBlockThreads, 1)
 #define KVX_DEVICE __device__ __forceinline__
 #define KVX_CALLED __device__ __noinline__
 // A struct passed by value stays in constant memory even where it is indexed at run time.
