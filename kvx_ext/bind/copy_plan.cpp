@@ -1,4 +1,4 @@
-#include "kvx/copy_plan.h"
+#include "copy_plan.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -12,16 +12,11 @@
 
 #include "arrays.h"
 #include "bind.h"
-#include "copy_options.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvx::bind {
-
-namespace {
-
-using Spans = nb::ndarray<const uint64_t, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 
 CopyDirection direction_named(const std::string& name) {
   for (size_t i = 0; i < kCopyDirections; ++i) {
@@ -32,6 +27,18 @@ CopyDirection direction_named(const std::string& name) {
   raise_if_error({Code::kUsage, "direction is \"h2d\", \"d2h\" or \"d2d\", not \"" + name + "\""});
   return CopyDirection::kHostToDevice;
 }
+
+CopyCalibration calibration_of(const std::optional<Rates>& rates,
+                               const std::optional<PlainRates>& plain) {
+  CopyCalibration made;
+  if (rates) std::copy_n(rates->data(), rates->size(), &made.gb_s[0][0][0]);
+  if (plain) std::copy_n(plain->data(), plain->size(), made.plain_gb_s.data());
+  return made;
+}
+
+namespace {
+
+using Spans = nb::ndarray<const uint64_t, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 
 CopyMethod method_named(const std::string& name) {
   for (size_t i = 0; i < kCopyMethods; ++i) {
