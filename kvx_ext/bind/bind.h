@@ -17,6 +17,8 @@ void bind_digest(nanobind::module_& module);
 void bind_copy_plan(nanobind::module_& module);
 void bind_block_index(nanobind::module_& module);
 void bind_failpoint(nanobind::module_& module);
+void bind_device(nanobind::module_& module);
+void bind_copies(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 
 }  // namespace kvx::bind
