@@ -42,7 +42,9 @@ struct DeviceInfo {
   bool has_exportable_memory = false;  // VMM allocations with file descriptors
   bool has_stream_values = false;      // streams can wait for a word of host memory
   bool is_emulated = false;
-  std::string kernels;  // "fatbin", "nvrtc", or why there are none
+  // "fatbin", "nvrtc", or why there are none; "not asked for" until copies that may use SMs were
+  // made, because loading them may take a compiler.
+  std::string kernels = "not asked for";
 };
 
 // What lies in device memory; freed by its destructor. REQUIRES then: no copy on it is in flight.
@@ -156,7 +158,7 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual const DeviceInfo& info() const = 0;
+  virtual DeviceInfo info() const = 0;
   virtual Status memory_bytes(int64_t* free_bytes, int64_t* total_bytes) = 0;
 
   // Exportable memory can be shared by file descriptor (see share()), plain memory by IPC handle.

@@ -5,16 +5,26 @@
 #include "device/cuda_copies.h"
 #include "device/cuda_info.h"
 #include "device/cuda_memory.h"
+#include "kernels/kernel_set.h"
 
 namespace kvx {
 
 CudaDevice::CudaDevice(std::unique_ptr<CudaContext> context, DeviceInfo info)
     : context_(std::move(context)),
-      info_(std::move(info)),
       events_(*context_),
-      gate_words_(*context_) {}
+      gate_words_(*context_),
+      info_(std::move(info)) {}
 
-CudaDevice::~CudaDevice() = default;
+CudaDevice::~CudaDevice() {
+  // Unloading a module needs the context; without it the kernels go with the context.
+  const ContextScope scope(*context_);
+  kernels_.reset();
+}
+
+DeviceInfo CudaDevice::info() const {
+  std::lock_guard lock(mutex_);
+  return info_;
+}
 
 Status CudaDevice::open(const CudaDeviceOptions& options, std::shared_ptr<Device>* device) {
   std::shared_ptr<const cuda::Driver> driver;
@@ -118,6 +128,24 @@ Status CudaDevice::fill(uint64_t address, uint8_t value, int64_t bytes, uint64_t
 void CudaDevice::note_host_access(const void* address, int64_t bytes, bool is_write) {
   const cuda::HostAccess access = context_->driver().host_access;
   if (access != nullptr) access(address, static_cast<size_t>(bytes), is_write ? 1 : 0);
+}
+
+Status CudaDevice::kernels(std::shared_ptr<KernelSet>* kernels) {
+  std::lock_guard loading(kernels_mutex_);
+  if (kernels_ == nullptr && kernels_status_.ok()) {
+    const ContextScope scope(*context_);
+    if (scope.result() != cuda::kSuccess) {
+      return context_->check("cuCtxPushCurrent", scope.result());
+    }
+    const DeviceInfo known = info();
+    std::unique_ptr<KernelSet> loaded;
+    kernels_status_ = KernelSet::load(api(), known.compute_major, known.compute_minor, &loaded);
+    kernels_ = std::move(loaded);
+    std::lock_guard lock(mutex_);
+    info_.kernels = kernels_ == nullptr ? kernels_status_.message() : kernels_->origin();
+  }
+  *kernels = kernels_;
+  return kernels_status_;
 }
 
 Status open_cuda_device(const CudaDeviceOptions& options, std::shared_ptr<Device>* device) {

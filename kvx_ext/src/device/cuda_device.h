@@ -15,6 +15,7 @@
 
 namespace kvx {
 
+class KernelSet;
 class MappedMemory;
 
 class CudaDevice final : public Device, public std::enable_shared_from_this<CudaDevice> {
@@ -23,7 +24,7 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   CudaDevice(std::unique_ptr<CudaContext> context, DeviceInfo info);
   ~CudaDevice() override;
 
-  const DeviceInfo& info() const override { return info_; }
+  DeviceInfo info() const override;
   Status memory_bytes(int64_t* free_bytes, int64_t* total_bytes) override;
   Status allocate(int64_t bytes, bool is_exportable,
                   std::unique_ptr<DeviceMemory>* memory) override;
@@ -53,6 +54,9 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   PinnedRegistry& pinned() { return pinned_; }
   GateWords& gate_words() { return gate_words_; }
 
+  // The kernels of this device, loaded when they are first asked for; kUnavailable stays so.
+  Status kernels(std::shared_ptr<KernelSet>* kernels);
+
   // Mapped memory is open to the devices that are peers now and to those that become peers later.
   Status admit_mapped(MappedMemory* memory);
   void dismiss_mapped(MappedMemory* memory) noexcept;
@@ -61,11 +65,14 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   Status open_to(cuda::DeviceOrdinal peer);  // enable_peer(), one way
 
   const std::unique_ptr<CudaContext> context_;
-  DeviceInfo info_;
   CudaEvents events_;
   PinnedRegistry pinned_;
   GateWords gate_words_;
-  std::mutex mutex_;
+  std::mutex kernels_mutex_;            // held while they are loaded; taken before mutex_
+  std::shared_ptr<KernelSet> kernels_;  // kernels_mutex_
+  Status kernels_status_;               // kernels_mutex_
+  mutable std::mutex mutex_;
+  DeviceInfo info_;                         // mutex_; only `kernels` changes
   std::vector<cuda::DeviceOrdinal> peers_;  // mutex_; that may use this device's memory
   std::vector<MappedMemory*> mapped_;       // mutex_
 };

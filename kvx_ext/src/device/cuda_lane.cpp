@@ -42,8 +42,8 @@ Status CudaLane::create(std::shared_ptr<CudaDevice> device, CopyDirection direct
     return device->api().stream_create(&stream, cuda::kStreamNonBlocking, greatest);
   });
   if (!status.ok()) return status;
-  lane->reset(new CudaLane(std::move(device), direction, std::move(desk), options, stream));
-  return Status::Ok();
+  lane->reset(new CudaLane(device, direction, std::move(desk), options, stream));
+  return CudaStaging::create(device, direction, options, stream, &(*lane)->staging_);
 }
 
 CudaLane::CudaLane(std::shared_ptr<CudaDevice> device, CopyDirection direction,
@@ -57,6 +57,7 @@ CudaLane::CudaLane(std::shared_ptr<CudaDevice> device, CopyDirection direction,
       issuer_(context_, direction, stream) {}
 
 CudaLane::~CudaLane() {
+  staging_.reset();
   context_.release("cuStreamDestroy", [this] { return context_.api().stream_destroy(stream_); });
 }
 
@@ -121,9 +122,11 @@ cuda::Result CudaLane::hand_over(const std::vector<CopyRequest>& requests, Group
   }
   sort_runs(requests);
   group->may_move = true;
-  result = hand_over_runs(&pinned_runs_, true, mark != nullptr);
-  if (result == cuda::kSuccess) result = hand_over_runs(&pageable_runs_, false, mark != nullptr);
+  has_staged_ = false;
+  result = hand_over_runs(pinned_runs_, true, mark != nullptr);
+  if (result == cuda::kSuccess) result = hand_over_runs(pageable_runs_, false, mark != nullptr);
   if (result != cuda::kSuccess) return result;
+  if (has_staged_) return staging_->end(group->event.get());
   return context_.note(context_.api().event_record(group->event.get(), stream_));
 }
 
@@ -149,21 +152,34 @@ void CudaLane::sort_runs(const std::vector<CopyRequest>& requests) {
   }
 }
 
-cuda::Result CudaLane::hand_over_runs(CopyRuns* runs, bool is_pinned, bool has_mark) {
-  if (runs->size() == 0) return cuda::kSuccess;
+cuda::Result CudaLane::hand_over_runs(const CopyRuns& runs, bool is_pinned, bool has_mark) {
+  if (runs.size() == 0) return cuda::kSuccess;
   CopyLimits limits;
   limits.has_batch = is_pinned && issuer_.has_batch();
+  limits.has_kernels = is_pinned && staging_ != nullptr;
+  limits.staging_bytes = limits.has_kernels ? staging_->bytes() : 0;
   limits.pinned = pinned_->spans;
-  plan_copies(direction_, *runs, options_.calibration, limits, &plan_);
+  plan_copies(direction_, runs, options_.calibration, limits, &plan_);
   // Any order lets the driver read the source before what precedes it in the stream: allowed only
   // where the bytes are final, which a mark denies.
   const bool is_final = direction_ == CopyDirection::kHostToDevice && is_pinned && !has_mark;
   const int source_order = is_final ? cuda::kSourceOrderAny : cuda::kSourceOrderStream;
   for (const CopyCall& call : plan_.calls) {
-    const cuda::Result result = issuer_.issue(call, source_order, &plan_.runs, &fresh_);
+    const cuda::Result result = call.method == CopyMethod::kStaged
+                                    ? issue_staged(call)
+                                    : issuer_.issue(call, source_order, &plan_.runs, &fresh_);
     if (result != cuda::kSuccess) return result;
   }
   return cuda::kSuccess;
+}
+
+cuda::Result CudaLane::issue_staged(const CopyCall& call) {
+  if (!has_staged_) {
+    const cuda::Result result = staging_->begin();
+    if (result != cuda::kSuccess) return result;
+    has_staged_ = true;
+  }
+  return staging_->copy(call, plan_.runs, &fresh_);
 }
 
 bool CudaLane::next_group(Group** group) {
@@ -206,12 +222,16 @@ cuda::Result CudaLane::wait_for_event(cuda::Event event) {
   return context_.note(context_.api().event_synchronize(event));
 }
 
-// Returns when the stream is known to be idle, or the context is dead.
+// Returns when the streams are known to be idle, or the context is dead.
 void CudaLane::quiesce() {
   while (!context_.is_dead() && !is_abandoned_.load()) {
     {
       const ContextScope scope(context_);
-      if (context_.note(context_.api().stream_synchronize(stream_)) == cuda::kSuccess) return;
+      cuda::Result result = context_.api().stream_synchronize(stream_);
+      if (result == cuda::kSuccess && staging_ != nullptr) {
+        result = context_.api().stream_synchronize(staging_->kernel_stream());
+      }
+      if (context_.note(result) == cuda::kSuccess) return;
     }
     std::this_thread::sleep_for(kRetryPause);
   }

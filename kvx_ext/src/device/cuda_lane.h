@@ -17,6 +17,7 @@
 #include "device/copy_desk.h"
 #include "device/cuda_device.h"
 #include "device/cuda_issue.h"
+#include "device/cuda_staging.h"
 
 namespace kvx {
 
@@ -56,7 +57,8 @@ class CudaLane {
 
   void submit_group(std::vector<CopyRequest>* requests, Group* group);
   cuda::Result hand_over(const std::vector<CopyRequest>& requests, Group* group);
-  cuda::Result hand_over_runs(CopyRuns* runs, bool is_pinned, bool has_mark);
+  cuda::Result hand_over_runs(const CopyRuns& runs, bool is_pinned, bool has_mark);
+  cuda::Result issue_staged(const CopyCall& call);
   void sort_runs(const std::vector<CopyRequest>& requests);
   void wait_for_room();
   bool next_group(Group** group);
@@ -74,6 +76,8 @@ class CudaLane {
 
   // Of the submitting thread.
   CudaIssuer issuer_;
+  std::unique_ptr<CudaStaging> staging_;  // null: no kernels
+  bool has_staged_ = false;               // the group at hand
   std::shared_ptr<const PinnedView> pinned_;
   CopyRuns pinned_runs_;
   CopyRuns pageable_runs_;

@@ -14,7 +14,7 @@ class EmulatedDevice final : public Device, public std::enable_shared_from_this<
  public:
   explicit EmulatedDevice(int64_t total_bytes);
 
-  const DeviceInfo& info() const override { return info_; }
+  DeviceInfo info() const override { return info_; }
   Status memory_bytes(int64_t* free_bytes, int64_t* total_bytes) override;
   Status allocate(int64_t bytes, bool is_exportable,
                   std::unique_ptr<DeviceMemory>* memory) override;
