@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-tests
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find kvx_ext -name '*.cpp' -o -name '*.h')
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find kvx_ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' \
+	-o -name '*.cmake')
 
 .PHONY: demo venv test test-all test-gpu check sanitize bench clean
 

@@ -29,7 +29,7 @@ PARAMETERS_REFUSED = {"src", "dst"}
 # setup.py passes the number of compile jobs on; it runs before there is a kvx to import.
 ENVIRONMENT_READERS = {"kvx/config.py", "setup.py"}
 # Finished, but what is going to import them is not; each leaves the list when it is.
-AWAITED: set[str] = set()
+AWAITED: set[str] = {"kvx.transfer.relayout"}
 # One of these caught to do nothing hides what nobody thought of; a narrow one is a decision.
 BROAD_EXCEPTIONS = {"Exception", "BaseException", "OSError", "KvxError"}
 # Functions that read best in one piece, by file and the lines they may have.
@@ -161,7 +161,7 @@ def lines_of(node: ast.stmt) -> int:
 
 def cpp_functions(text: str) -> Iterator[tuple[int, int]]:
     """Yield (line, lines) of every outermost braced block whose header has parentheses."""
-    blank = r"//[^\n]*|/\*.*?\*/|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)+'|#[^\n]*"
+    blank = r"//[^\n]*|/\*.*?\*/|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)+'|#(?:\\.|[^\n])*"
     code = re.sub(blank, lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL)
     stack: list[tuple[bool, int]] = []
     header, line, start = "", 1, 1
@@ -297,6 +297,7 @@ def test_conditional_compilation_stays_in_the_shims() -> None:
         ("namespace a {\nvoid f() {\n  if (x) {\n  }\n}\n}\n", [(2, 4)]),
         ("class A {\n  int g() const {\n    return '{';\n  }\n};\n", [(2, 3)]),
         ('void f() { s = "}"; }  // }\nint x{3};\n', [(1, 1)]),
+        ("#define F(a) \\\n  f(a, \\\n    (a))\n\nstruct A {\n  int a;\n};\n", []),
     ],
 )
 def test_cpp_functions_are_found(text: str, expected: list[tuple[int, int]]) -> None:

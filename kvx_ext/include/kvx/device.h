@@ -42,7 +42,9 @@ struct DeviceInfo {
   bool has_exportable_memory = false;  // VMM allocations with file descriptors
   bool has_stream_values = false;      // streams can wait for a word of host memory
   bool is_emulated = false;
-  std::string kernels;  // "fatbin", "nvrtc", or why there are none
+  // "fatbin", "nvrtc", or why there are none; "not asked for" until copies that may use SMs were
+  // made, because loading them may take a compiler.
+  std::string kernels = "not asked for";
 };
 
 // What lies in device memory; freed by its destructor. REQUIRES then: no copy on it is in flight.
@@ -50,7 +52,7 @@ class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
   virtual uint64_t address() const = 0;
-  virtual int64_t bytes() const = 0;
+  virtual int64_t bytes() const = 0;  // exportable: rounded up to what the driver can map
   virtual bool is_exportable() const = 0;
 };
 
@@ -65,7 +67,8 @@ class PinnedRange {
   virtual uint8_t* base() const = 0;
   virtual int64_t bytes() const = 0;
   virtual int64_t pinned_bytes() const = 0;  // grows to bytes(); any thread may read it
-  // True once all is pinned. A piece the driver refuses ends it with that Status.
+  // True once every piece was tried. The Status is that of the first piece the driver refused:
+  // copies that meet it work all the same, as copies of pageable memory (CopyStats counts them).
   virtual Status wait(double timeout_s, bool* is_done) = 0;
 };
 
@@ -88,6 +91,7 @@ class Gate {
   virtual Status wait_on(uint64_t stream, uint32_t value) = 0;
 };
 
+// Nothing orders requests but their completions. REQUIRES: no run is partly inside a pinned range.
 struct CopyRequest {
   CopyDirection direction = CopyDirection::kHostToDevice;
   CopyRuns runs;
@@ -109,7 +113,8 @@ struct CopyStats {
   std::array<int64_t, kCopyMethods> runs_by_method{};   // after merging
   std::array<int64_t, kCopyMethods> calls_by_method{};  // into the driver
   int64_t kernels_launched = 0;
-  int64_t submit_ns = 0;  // host time from taking requests to handing them to the driver
+  int64_t pageable_bytes = 0;  // of host memory that was not registered
+  int64_t submit_ns = 0;       // host time from taking requests to handing them to the driver
   int64_t in_flight = 0;
 };
 
@@ -153,7 +158,7 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual const DeviceInfo& info() const = 0;
+  virtual DeviceInfo info() const = 0;
   virtual Status memory_bytes(int64_t* free_bytes, int64_t* total_bytes) = 0;
 
   // Exportable memory can be shared by file descriptor (see share()), plain memory by IPC handle.
@@ -180,7 +185,14 @@ class Device {
   // Lets copies run between this device and `peer` directly. kUnavailable: the devices cannot.
   virtual Status enable_peer(Device& peer) = 0;
 
-  // Ok, or the error that ended the device for this process (an illegal address, an ECC error).
+  // Streams for whoever has no framework at hand that makes them, and work to put into them.
+  virtual Status create_stream(uint64_t* stream) = 0;
+  virtual Status destroy_stream(uint64_t stream) = 0;
+  virtual Status synchronize_stream(uint64_t stream) = 0;  // may block for ever
+  virtual Status fill(uint64_t address, uint8_t value, int64_t bytes, uint64_t stream) = 0;
+
+  // kDevice: the error that ended the device for this process (an illegal address, an ECC error).
+  // kCapacity: it works, but the driver refused to take something back, which is lost.
   virtual Status health() const = 0;
 
   // Announces that kvx's CPU code reads or writes memory that copies use. Nothing on a real driver;

@@ -1,5 +1,6 @@
 // What stands between a backend's threads and the caller's sink: one call at a time, a count of
-// requests that still owe a completion, and a way to shut the sink off for good.
+// requests that still owe a completion, and a way to shut the sink off for good. Files and devices
+// have it in common, so it is a template over what a completion is.
 //
 // Lock order: the gate's call lock, then a backend's own lock, then the gate's count lock. So a
 // sink may submit() and cancel(), and a backend must hold none of its locks when it delivers.
@@ -8,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <span>
 #include <utility>
@@ -17,11 +19,14 @@
 
 namespace kvx {
 
-class SinkGate {
+template <typename Completion>
+class SinkGateOf {
  public:
-  explicit SinkGate(IoSink sink) : sink_(std::move(sink)) {}
-  SinkGate(const SinkGate&) = delete;
-  SinkGate& operator=(const SinkGate&) = delete;
+  using Sink = std::function<void(std::span<const Completion>)>;
+
+  explicit SinkGateOf(Sink sink) : sink_(std::move(sink)) {}
+  SinkGateOf(const SinkGateOf&) = delete;
+  SinkGateOf& operator=(const SinkGateOf&) = delete;
 
   // Counts requests that were accepted. Call it under the lock that also guards "is still open".
   void expect(size_t requests) {
@@ -29,7 +34,7 @@ class SinkGate {
     owed_ += static_cast<int64_t>(requests);
   }
 
-  void deliver(std::span<const IoCompletion> completions) {
+  void deliver(std::span<const Completion> completions) {
     if (completions.empty()) return;
     std::lock_guard call(call_mutex_);
     if (is_shut_) return;
@@ -40,9 +45,10 @@ class SinkGate {
   }
 
   // Completes requests that were never accepted, on this thread.
-  void refuse(std::span<const IoRequest> requests) {
-    std::vector<IoCompletion> completions;
-    for (const IoRequest& request : requests) {
+  template <typename Request>
+  void refuse(std::span<const Request> requests) {
+    std::vector<Completion> completions;
+    for (const Request& request : requests) {
       completions.push_back({request.token, Code::kCancelled, 0});
     }
     if (!completions.empty()) sink_(completions);
@@ -51,6 +57,11 @@ class SinkGate {
   bool wait_drained(std::chrono::steady_clock::time_point deadline) {
     std::unique_lock lock(count_mutex_);
     return drained_.wait_until(lock, deadline, [this] { return owed_ == 0; });
+  }
+
+  int64_t owed() const {
+    std::lock_guard lock(count_mutex_);
+    return owed_;
   }
 
   // After this no delivery reaches the sink; returns how many requests are still owed one.
@@ -62,13 +73,15 @@ class SinkGate {
   }
 
  private:
-  const IoSink sink_;
+  const Sink sink_;
   std::mutex call_mutex_;
   bool is_shut_ = false;  // call_mutex_
-  std::mutex count_mutex_;
+  mutable std::mutex count_mutex_;
   std::condition_variable drained_;
   int64_t owed_ = 0;  // count_mutex_
 };
+
+using SinkGate = SinkGateOf<IoCompletion>;
 
 inline std::chrono::steady_clock::time_point deadline_after(double timeout_s) {
   // A year stands for "for ever": larger values overflow the clock.
