@@ -444,6 +444,195 @@ class Failpoints:
 def probe_io_uring() -> str:
     """Return why io_uring cannot be used here; empty when it works."""
 
+class DeviceMemory:
+    """
+    Memory of a device, freed by `close` or with the last reference; no copy on it may be in flight then. Keeps the device.
+    """
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte, of the device."""
+
+    @property
+    def bytes(self) -> int:
+        """Size; of exportable memory after rounding up."""
+
+    @property
+    def is_exportable(self) -> bool:
+        """Whether it is shared by file descriptor rather than by handle."""
+
+    def __enter__(self) -> DeviceMemory:
+        """Nothing but itself."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+
+    def close(self) -> None:
+        """
+        Free it. What uses it afterwards is undefined. May wait for the device.
+        """
+
+class PinnedRange:
+    """
+    Host memory that is being registered with a device; unregistered by `close` or with the last reference. The caller keeps the memory itself.
+    """
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes registered so far."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in all."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """
+        Wait without the GIL until every piece was tried; False when time is up. Raises what the driver said of the first piece that it refused; copies there work all the same.
+        """
+
+    def __enter__(self) -> PinnedRange:
+        """Nothing but itself."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+
+    def close(self) -> None:
+        """
+        Unregister it. No copy on it may be in flight. Waits for the pinning thread.
+        """
+
+class StreamMark:
+    """A point in a stream, which copies can be told to follow."""
+
+class Gate:
+    """A counter that streams can wait for; it only grows."""
+
+    def advance(self, value: int) -> None:
+        """
+        Raise the counter to `value`, if it is lower. Thread-safe, does not block.
+        """
+
+    @property
+    def value(self) -> int:
+        """The counter."""
+
+    def wait_on(self, stream: int, value: int) -> str:
+        """
+        Make a stream wait until the counter has reached `value`: empty, or why the driver cannot, which is no error. Raises UsageError for the null stream.
+        """
+
+class Device:
+    """
+    A GPU, or host memory that plays one. What it makes keeps it. Thread-safe.
+    """
+
+    def info(self) -> dict[str, object]:
+        """What the device is and can do."""
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Bytes that are free, and in all."""
+
+    def allocate(self, bytes: int, is_exportable: bool = False) -> DeviceMemory:
+        """Device memory. Raises CapacityError when there is not that much."""
+
+    def pin(self, address: int, bytes: int) -> PinnedRange:
+        """
+        Start registering host memory, which begins at a multiple of 4096, in the background.
+        """
+
+    def mark(self, stream: int) -> StreamMark:
+        """
+        A point behind what is in a stream (a CUstream) now. Raises UsageError for the null stream.
+        """
+
+    def make_gate(self) -> Gate:
+        """A counter at 0 that streams can wait for."""
+
+    def check_address(self, address: int) -> int:
+        """
+        Bytes there are from a device address on. Raises UsageError where it is not memory of this device.
+        """
+
+    def health(self) -> str:
+        """
+        Empty, or the error that ended the device for this process or lost part of it.
+        """
+
+    def create_stream(self) -> int:
+        """A stream of its own, as a CUstream; for tests and benchmarks."""
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroy a stream; what is in it still runs."""
+
+    def stream_synchronize(self, stream: int) -> None:
+        """Wait without the GIL, and without a bound, until a stream is idle."""
+
+    def fill(self, address: int, value: int, bytes: int, stream: int) -> None:
+        """Set device memory to a value, in stream order."""
+
+    def share(self, memory: DeviceMemory) -> tuple[bytes, int, int]:
+        """
+        What another process needs to map memory of this device: (bytes, fd, size_bytes). The descriptor, -1 for memory that is not exportable, is the caller's to send and close.
+        """
+
+    def open_shared(self, bytes: bytes, fd: int, size_bytes: int) -> DeviceMemory:
+        """
+        Map what another process shared. The sender must keep it meanwhile. `fd` stays the caller's.
+        """
+
+    def enable_peer(self, peer: Device) -> None:
+        """Let both devices reach each other's memory. Raises UnavailableError."""
+
+def open_cuda_device(library: str = 'libcuda.so.1', ordinal: int = 0) -> Device:
+    """A GPU by its number. Raises UnavailableError with what is missing."""
+
+def open_emulated_device(total_bytes: int) -> Device:
+    """Host memory that plays a device: copies are memory copies on threads."""
+
+def list_cuda_devices(library: str = "libcuda.so.1") -> list[dict[str, object]]:
+    """
+    `Device.info` of every GPU, without using any. Raises UnavailableError.
+    """
+
+class Copies:
+    """
+    Copies to, from and within a device, in streams of their own. Memory they name must live until they have completed.
+    """
+
+    def __init__(self, device: Device, *, sm: str = 'auto', ctas: int = 4, staging_bytes: int = 67108864, calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None) -> None:
+        """
+        Start the threads. `sm`: "auto" lets small fragments go by a kernel of `ctas` CTAs and `staging_bytes` of device memory a direction, "never" launches none. `calibration` and `plain` as in `plan_copies`.
+        """
+
+    def __enter__(self) -> Copies:
+        """Nothing but the copies."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Close with a bound of a second."""
+
+    def submit(self, direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], after: StreamMark | None = None) -> int:
+        """
+        Copy (n,) uint64 runs in `direction` ("h2d", "d2h", "d2d"), not before `after`. Returns a ticket at once. Submissions are in no order to each other.
+        """
+
+    def wait(self, ticket: int, timeout_s: float) -> int:
+        """
+        Wait without the GIL for a ticket, once: its kvx::Code, 0 when the bytes are there; 8 when time is up, and the ticket stays good. Raises UsageError for any other ticket.
+        """
+
+    def cancel(self, ticket: int) -> None:
+        """Ask that a copy be given up; its ticket tells (9) whether it was."""
+
+    def stats(self) -> dict[str, int]:
+        """
+        Bytes and requests by direction, runs and driver calls by method, and more.
+        """
+
+    def close(self, timeout_s: float) -> int:
+        """
+        Cancel what has not begun and wait for the rest. Returns how many copies had to be abandoned: their memory must never be freed. Later calls return the same.
+        """
+
 class Job:
     """
     The shared handle of one batch. *Terminal*: its results are final. *Quiesced*: nothing touches its memory any more; before that it may be neither reused nor freed. Thread-safe, and usable after its engine was closed.

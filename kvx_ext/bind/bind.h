@@ -18,6 +18,8 @@ void bind_copy_plan(nanobind::module_& module);
 void bind_dlpack(nanobind::module_& module);
 void bind_block_index(nanobind::module_& module);
 void bind_failpoint(nanobind::module_& module);
+void bind_device(nanobind::module_& module);
+void bind_copies(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 
 }  // namespace kvx::bind

@@ -1,4 +1,4 @@
-#include "kvx/copy_plan.h"
+#include "copy_plan.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -18,14 +18,6 @@ using namespace nb::literals;
 
 namespace kvx::bind {
 
-namespace {
-
-using Rates = nb::ndarray<const double, nb::shape<kCopyDirections, kCopyMethods, kCalibratedSizes>,
-                          nb::c_contig, nb::device::cpu>;
-using PlainRates =
-    nb::ndarray<const double, nb::shape<kCopyDirections>, nb::c_contig, nb::device::cpu>;
-using Spans = nb::ndarray<const uint64_t, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
-
 CopyDirection direction_named(const std::string& name) {
   for (size_t i = 0; i < kCopyDirections; ++i) {
     if (copy_direction_name(static_cast<CopyDirection>(i)) == name) {
@@ -36,20 +28,24 @@ CopyDirection direction_named(const std::string& name) {
   return CopyDirection::kHostToDevice;
 }
 
-CopyMethod method_named(const std::string& name) {
-  for (size_t i = 0; i < kCopyMethods; ++i) {
-    if (copy_method_name(static_cast<CopyMethod>(i)) == name) return static_cast<CopyMethod>(i);
-  }
-  raise_if_error({Code::kUsage, "no copy method \"" + name + "\""});
-  return CopyMethod::kSingle;
-}
-
 CopyCalibration calibration_of(const std::optional<Rates>& rates,
                                const std::optional<PlainRates>& plain) {
   CopyCalibration made;
   if (rates) std::copy_n(rates->data(), rates->size(), &made.gb_s[0][0][0]);
   if (plain) std::copy_n(plain->data(), plain->size(), made.plain_gb_s.data());
   return made;
+}
+
+namespace {
+
+using Spans = nb::ndarray<const uint64_t, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
+
+CopyMethod method_named(const std::string& name) {
+  for (size_t i = 0; i < kCopyMethods; ++i) {
+    if (copy_method_name(static_cast<CopyMethod>(i)) == name) return static_cast<CopyMethod>(i);
+  }
+  raise_if_error({Code::kUsage, "no copy method \"" + name + "\""});
+  return CopyMethod::kSingle;
 }
 
 // What one plan is made from, checked and in the planner's own types.

@@ -11,5 +11,7 @@ NB_MODULE(_core, module) {
   kvx::bind::bind_dlpack(module);
   kvx::bind::bind_block_index(module);
   kvx::bind::bind_failpoint(module);
+  kvx::bind::bind_device(module);
+  kvx::bind::bind_copies(module);
   kvx::bind::bind_engine(module);
 }

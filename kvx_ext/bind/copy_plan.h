@@ -1,0 +1,26 @@
+// Directions and calibrations as Python gives them.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <optional>
+#include <string>
+
+#include "kvx/copy_plan.h"
+
+namespace kvx::bind {
+
+using Rates = nanobind::ndarray<const double,
+                                nanobind::shape<kCopyDirections, kCopyMethods, kCalibratedSizes>,
+                                nanobind::c_contig, nanobind::device::cpu>;
+using PlainRates = nanobind::ndarray<const double, nanobind::shape<kCopyDirections>,
+                                     nanobind::c_contig, nanobind::device::cpu>;
+
+// Raises UsageError for any other name than those of copy_direction_name().
+CopyDirection direction_named(const std::string& name);
+
+CopyCalibration calibration_of(const std::optional<Rates>& rates,
+                               const std::optional<PlainRates>& plain);
+
+}  // namespace kvx::bind
