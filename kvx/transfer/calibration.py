@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from kvx.errors import TransferError
+from kvx.transfer.codes import Code
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ _AGE_MAX = timedelta(days=90)
 _BYTES_EACH = 8 << 20
 _REPEATS = 3
 _GB = 1e9
+# A copy of a few MiB takes this long on no device that works.
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,19 +129,22 @@ def load_or_measure(
 
 
 class Copier(Protocol):
-    """Copies with a calibration it was opened with, a list at a time."""
+    """What is needed of `_core.Copies`, opened with a calibration."""
 
-    def copy(
+    def submit(
         self,
         direction: str,
         targets: npt.NDArray[np.uint64],
         sources: npt.NDArray[np.uint64],
-        sizes: npt.NDArray[np.uint64],
-    ) -> None:
-        """Copy every run; returns when all bytes have arrived."""
+        bytes: npt.NDArray[np.uint64],  # noqa: A002 - the name it has there
+    ) -> int:
+        """Begin to copy runs; returns a ticket."""
 
-    def close(self) -> None:
-        """Give back streams and staging memory."""
+    def wait(self, ticket: int, timeout_s: float) -> int:
+        """Return the code of a copy that ended, or of a timeout."""
+
+    def close(self, timeout_s: float) -> int:
+        """End; returns how many copies had to be abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +179,8 @@ def measure(
     A direction that is not done when the time is over stays without numbers.
 
     Args:
-        open_copier: Opens a copier that plans by a (3, 4, 11) calibration: one in which a single
-            method has rates uses that method only.
+        open_copier: Opens a copier that plans by a (3, 4, 11) calibration, in which a single method
+            has rates: `lambda gb_s: _core.Copies(device, calibration=gb_s)`.
         arena: Memory to copy to and fro.
         uuid: Of the device.
         driver_version: As in `Calibration`.
@@ -182,6 +189,10 @@ def measure(
         budget_s: Most seconds to spend, but for the measurement under way.
         clock: Seconds that only grow.
         progress: Called with (measurements done, measurements in all).
+
+    Raises:
+        TransferError: A copy failed or did not end. Where `bytes_done` is -1 the device may still
+            write to the arena: it must never be freed.
     """
     ends = clock() + budget_s
     gb_s, plain_gb_s = np.zeros(SHAPE), np.zeros(len(DIRECTIONS))
@@ -194,8 +205,10 @@ def measure(
         or (DIRECTIONS[direction] != "d2d" and SIZES[size] <= staged_bytes_max)
     ]
     stopwatch = _Stopwatch(arena, clock)
-    copiers = {method: open_copier(_forcing(method)) for method in {*methods, "single"}}
+    copiers: dict[str, Copier] = {}
     try:
+        for method in {*methods, "single"}:
+            copiers[method] = open_copier(_forcing(method))
         for done, (direction, size, method) in enumerate(points):
             name = DIRECTIONS[direction]
             if clock() >= ends:
@@ -212,8 +225,9 @@ def measure(
             if progress is not None:
                 progress(done + 1, len(points))
     finally:
-        for copier in copiers.values():
-            copier.close()
+        abandoned = sum(copier.close(_PATIENCE_S) for copier in copiers.values())
+        if abandoned:
+            raise TransferError(f"{abandoned} copies did not end", bytes_done=-1)
     return Calibration(uuid, driver_version, datetime.now(UTC), gb_s, plain_gb_s)
 
 
@@ -249,8 +263,11 @@ class _Stopwatch:
         took_s = []
         for _ in range(_REPEATS):
             began = self._clock()
-            copier.copy(self._direction, targets, sources, sizes)
+            ticket = copier.submit(self._direction, targets, sources, sizes)
+            code = copier.wait(ticket, _PATIENCE_S)
             took_s.append(self._clock() - began)
+            if code != Code.OK:
+                raise TransferError(f"a copy in {self._direction} ended as {Code(code).name}")
         return max(min(took_s), 1e-9)
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from kvx.config import cache_directory
+from kvx.errors import TransferError
 from kvx.transfer.calibration import (
     DIRECTIONS,
     METHODS,
@@ -25,6 +26,7 @@ from kvx.transfer.calibration import (
     measure,
 )
 from kvx.transfer.choices import Choice, choices, sentence
+from kvx.transfer.codes import Code
 from kvx_ext import _core
 
 UUID, DRIVER = "0123456789abcdef" * 2, 13000
@@ -55,6 +57,8 @@ class Machine:
     now_s: float = 100.0
     opened: int = 0
     closed: int = 0
+    code: int = 0
+    abandoned: int = 0
     used: set[tuple[str, str, int, int]] = field(default_factory=set)
 
     def clock(self) -> float:
@@ -74,13 +78,14 @@ class MachineCopier:
     machine: Machine
     gb_s: npt.NDArray[np.float64]
 
-    def copy(
+    def submit(
         self,
         direction: str,
         targets: npt.NDArray[np.uint64],
         sources: npt.NDArray[np.uint64],
-        sizes: npt.NDArray[np.uint64],
-    ) -> None:
+        bytes: npt.NDArray[np.uint64],  # noqa: A002
+    ) -> int:
+        sizes = bytes
         host = {"h2d": sources, "d2h": targets, "d2d": None}[direction]
         if host is not None:
             assert host.min() >= ARENA.host_address
@@ -100,9 +105,17 @@ class MachineCopier:
             RUN_NS[method] * len(sizes) + int(sizes.sum()) / PLAIN_GB_S[direction]
         )
         self.machine.now_s += took_s * self.machine.slowness
+        return 7
 
-    def close(self) -> None:
+    def wait(self, ticket: int, timeout_s: float) -> int:
+        assert ticket == 7
+        assert timeout_s > 0
+        return self.machine.code
+
+    def close(self, timeout_s: float) -> int:
+        assert timeout_s > 0
         self.machine.closed += 1
+        return self.machine.abandoned
 
 
 def measured(machine: Machine, **options: object) -> Calibration:
@@ -151,12 +164,15 @@ def test_a_slow_device_does_not_hold_up_the_start(caplog: pytest.LogCaptureFixtu
     assert machine.closed == machine.opened
 
 
-def test_copiers_are_closed_when_a_copy_fails() -> None:
-    machine = Machine()
-    with pytest.raises(AssertionError):
-        measure(machine.open, replace(ARENA, device_address=0), uuid=UUID,
-                driver_version=DRIVER, clock=machine.clock)  # fmt: skip
-    assert machine.closed == machine.opened > 0
+def test_a_copy_that_fails() -> None:
+    for machine, part, bytes_done in (
+        (Machine(code=Code.DEVICE), "ended as DEVICE", 0),
+        (Machine(code=Code.TIMEOUT, abandoned=1), "did not end", -1),
+    ):
+        with pytest.raises(TransferError, match=part) as raised:
+            measured(machine)
+        assert raised.value.bytes_done == bytes_done
+        assert machine.closed == machine.opened > 0
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,140 +12,22 @@ from hypothesis import strategies as st
 
 from kvx.errors import UsageError
 from kvx_ext import _core
+from tests.transfer.copy_plan_model import (
+    DEVICE,
+    DIRECTIONS,
+    HOST,
+    SIZES,
+    Call,
+    Limits,
+    Rates,
+    Run,
+    check_call,
+    plan,
+    predicted,
+    rates,
+)
 
 KIB = 1024
-HOST, DEVICE = 1 << 40, 1 << 44
-DIRECTIONS = ("h2d", "d2h", "d2d")
-SIZES = [4096 << i for i in range(11)]
-
-Run = tuple[int, int, int]  # target, source, bytes
-
-
-@dataclass(frozen=True)
-class Limits:
-    has_batch: bool = True
-    has_kernels: bool = False
-    staging_bytes: int = 0
-    batch_runs_max: int = 8192
-    pinned: tuple[tuple[int, int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Rates:
-    """GB/s by direction, method and size; all zeros: none were measured."""
-
-    gb_s: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 4, 11)))
-    plain: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-
-    def ns(self, direction: str, method: str, num_bytes: int) -> float:
-        return _core.predicted_copy_ns(direction, method, num_bytes, self.gb_s, self.plain)
-
-
-@dataclass(frozen=True)
-class Call:
-    method: str
-    runs: tuple[Run, ...]
-    target_stride: int
-    source_stride: int
-    num_bytes: int
-
-
-def rates(**methods: float | list[float]) -> Rates:
-    """Return the same rates for every direction."""
-    made = Rates()
-    for name, gb_s in methods.items():
-        if name == "plain":
-            made.plain[:] = gb_s
-        else:
-            made.gb_s[:, _core.COPY_METHODS.index(name)] = gb_s
-    return made
-
-
-def plan(direction: str, runs: list[Run], limits: Limits, known: Rates | None = None) -> list[Call]:
-    columns = np.array(runs, np.uint64).reshape(-1, 3).T.copy()
-    made = _core.plan_copies(
-        direction, *columns, *(() if known is None else (known.gb_s, known.plain)),
-        has_batch=limits.has_batch, has_kernels=limits.has_kernels,
-        staging_bytes=limits.staging_bytes, batch_runs_max=limits.batch_runs_max,
-        pinned=np.array(limits.pinned, np.uint64).reshape(-1, 3),
-    )  # fmt: skip
-    merged = list(zip(*(made[name].tolist() for name in ("targets", "sources", "bytes")),
-                      strict=True))  # fmt: skip
-    calls, done = [], 0
-    for method, (first, count, target_stride, source_stride, num_bytes) in zip(
-        made["methods"].tolist(), made["calls"].tolist(), strict=True
-    ):
-        assert first == done, "calls cover the runs in their order, each once"
-        assert count > 0
-        done = first + count
-        name = _core.COPY_METHODS[method]
-        calls.append(Call(name, tuple(merged[first:done]), target_stride, source_stride, num_bytes))
-    assert done == len(merged)
-    assert made["total_bytes"] == sum(num_bytes for *_, num_bytes in runs)
-    return calls
-
-
-def host_of(direction: str, run: Run) -> int | None:
-    return {"h2d": run[1], "d2h": run[0], "d2d": None}[direction]
-
-
-def piece_of(address: int, limits: Limits) -> tuple[int, int]:
-    """Return (begin, end) of the piece an address lies in; of the gap if it lies outside."""
-    begin, end = 0, 2**64 - 1
-    for base, num_bytes, piece_bytes in limits.pinned:
-        if base <= address < base + num_bytes:
-            first = base + (address - base) // piece_bytes * piece_bytes
-            return first, min(first + piece_bytes, base + num_bytes)
-        if base + num_bytes <= address:
-            begin = base + num_bytes
-        elif address < base:
-            end = min(end, base)
-    return begin, end
-
-
-def check_call(direction: str, call: Call, limits: Limits) -> None:
-    """What the executor relies on."""
-    assert call.num_bytes == sum(num_bytes for *_, num_bytes in call.runs)
-    hosts = [host_of(direction, run) for run in call.runs]
-    pieces = set()
-    for host, run in zip(hosts, call.runs, strict=True):
-        assert run[2] > 0
-        if host is not None:
-            begin, end = piece_of(host, limits)
-            assert begin <= host < host + run[2] <= end, "a run crosses a piece"
-            pieces.add(begin)
-    if call.method == "rows":
-        first = call.runs[0]
-        assert len(call.runs) > 1
-        assert len(pieces) <= 1
-        for i, run in enumerate(call.runs):
-            assert run[0] == first[0] + i * call.target_stride
-            assert run[1] == first[1] + i * call.source_stride
-            assert run[2] == first[2] <= min(call.target_stride, call.source_stride)
-    elif call.method == "staged":
-        assert limits.has_kernels
-        assert len(pieces) == 1
-        assert call.num_bytes <= limits.staging_bytes // 2
-        for (host, run), following in itertools.pairwise(zip(hosts, call.runs, strict=True)):
-            assert host is not None
-            assert host + run[2] == following[0]
-    elif call.method == "batch":
-        assert limits.has_batch
-        assert 1 < len(call.runs) <= limits.batch_runs_max
-
-
-def predicted(direction: str, calls: list[Call], known: Rates) -> float:
-    """Return ns of a whole plan; a batch of one is a plain copy and costs no more."""
-    extra = {"rows": _core.ROWS_CALL_NS, "staged": _core.STAGED_CALL_NS}
-    total = 0.0
-    for call in calls:
-        total += extra.get(call.method, 0.0)
-        for *_, num_bytes in call.runs:
-            ns = known.ns(direction, call.method, num_bytes)
-            if call.method == "single" and len(call.runs) == 1:
-                ns = min(ns, known.ns(direction, "batch", num_bytes))
-            total += ns
-    return total
 
 
 @st.composite
@@ -186,7 +67,7 @@ def lists_of_runs(draw: st.DrawFn) -> tuple[str, list[Run], Limits]:
 
 def some_rates() -> st.SearchStrategy[Rates]:
     """Rates that make every method the best somewhere; at these sizes a run costs 4096 / rate."""
-    rate = st.sampled_from([0.0, 0.001, 0.1, 1.0, 10.0])
+    rate = st.sampled_from([0.0, 0.001, 0.1, 1.0, 9.0, 10.0])
     return st.builds(
         lambda batch, rows, single, staged: rates(
             batch=batch, rows=rows, single=single, staged=staged, plain=50
@@ -204,8 +85,8 @@ def shifted(direction: str, runs: list[Run]) -> list[Run]:
 
 def execute(runs: list[Run]) -> npt.NDArray[np.uint8]:
     """Copy between two arenas; addresses count from the lowest that a run can have."""
-    source = np.random.default_rng(1).integers(1, 256, 1 << 13, np.uint8)
-    target = np.zeros(1 << 13, np.uint8)
+    source = np.random.default_rng(1).integers(1, 256, 1 << 14, np.uint8)
+    target = np.zeros(1 << 14, np.uint8)
     for t, s, num_bytes in runs:
         t_at, s_at = t % HOST, s % HOST
         target[t_at : t_at + num_bytes] = source[s_at : s_at + num_bytes]
@@ -363,6 +244,27 @@ def test_a_staged_call_uses_half_the_staging_memory() -> None:
     assert [(call.method, call.num_bytes) for call in calls] == [
         ("staged", 176 * KIB), ("staged", 176 * KIB), ("staged", 160 * KIB),
     ]  # fmt: skip
+
+
+def test_a_staged_call_of_mixed_runs_fits_too() -> None:
+    """A fair share would be 190 KiB here, which 100 + 57 + 100 KiB pass by 67."""
+    sizes = [100 * KIB, 57 * KIB, 100 * KIB, 123 * KIB]
+    hosts = itertools.accumulate(sizes, initial=HOST)
+    runs = [
+        (DEVICE + (i << 20), host, b) for i, (host, b) in enumerate(zip(hosts, sizes, strict=False))
+    ]
+    limits = Limits(has_kernels=True, staging_bytes=400 * KIB)
+    calls = plan("h2d", runs, limits, rates(batch=0.1, staged=44))
+    assert [[run[2] // KIB for run in call.runs] for call in calls] == [[100, 57], [100], [123]]
+    for call in calls:
+        check_call("h2d", call, limits)
+
+
+def test_one_source_for_many_targets_is_no_grid() -> None:
+    """The driver takes no rows that overlap."""
+    runs = [(DEVICE + 2 * i * KIB, HOST, KIB) for i in range(9)]
+    (call,) = plan("h2d", runs, Limits(), rates(batch=1, rows=100))
+    assert (call.method, len(call.runs)) == ("batch", 9)
 
 
 def test_a_few_large_runs_do_not_decide_for_many_small_ones() -> None:
