@@ -117,6 +117,37 @@ ROWS_CALL_NS: float = 2000.0
 
 STAGED_CALL_NS: float = 20000.0
 
+class LayerProgress:
+    """
+    How many leading layers of one transfer have arrived, over all jobs that bring them. Thread-safe.
+    """
+
+    def __init__(self, layers: int, device: Device | None) -> None:
+        """Streams can wait with a device. Raises UsageError."""
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+
+    def ready(self) -> int:
+        """How many leading ones have arrived."""
+
+    def seal(self) -> None:
+        """No more jobs will join: layers may count from now on."""
+
+    def finish(self) -> None:
+        """The transfer is over: everybody goes on."""
+
+    def wait(self, layers: int, timeout_s: float) -> bool:
+        """
+        Wait without the GIL until so many have arrived. False when time was up.
+        """
+
+    def wait_on(self, stream: int, layers: int) -> None:
+        """
+        Make a CUstream wait until so many have arrived. Raises UsageError, UnavailableError.
+        """
+
 class DlpackTensor:
     """
     What a DLPack capsule describes; its memory is given back when this dies.
@@ -782,12 +813,12 @@ class Engine:
         Refuse new jobs, let running ones end for half the time, cancel the rest, and wait for their memory. Returns cancelled_jobs, abandoned_jobs and abandoned_bytes; abandoned memory must never be freed. Later calls return the same.
         """
 
-    def copy_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], deadline_s: float, is_on_device: bool = False, after: "kvx::StreamMark" | None = None) -> Job:
+    def copy_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], deadline_s: float, is_on_device: bool = False, after: StreamMark | None = None) -> Job:
         """
         Gather blocks `ids` (n,) int64 of planes (p, 3) int64 {base, stride, bytes} into host slots at `addresses` (n,) int64; checksums are computed under `keys` (n, 16) uint8. The memory must stay until the job is quiesced. With `is_on_device` the planes are memory of the attached device, whose copies begin after the mark. Raises UsageError.
         """
 
-    def copy_out(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, is_on_device: bool = False, after: "kvx::StreamMark" | None = None, progress: "kvx::LayerProgress" | None = None, layer_planes: int = 0) -> Job:
+    def copy_out(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, is_on_device: bool = False, after: StreamMark | None = None, progress: LayerProgress | None = None, layer_planes: int = 0) -> Job:
         """
         Scatter host slots to planes. A block that does not match `checksums` (n,) uint64 is corrupt and its target filled with 0xFF; on the device it keeps what it held. With `layer_planes` the device gets that many planes of all blocks at a time, and `progress` is told. Raises UsageError.
         """
@@ -795,7 +826,7 @@ class Engine:
     def verify(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
         """Check host slots against `checksums` (n,) uint64. Raises UsageError."""
 
-    def read(self, fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, io_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float, is_on_device: bool = False, after: "kvx::StreamMark" | None = None, progress: "kvx::LayerProgress" | None = None, layer_planes: int = 0) -> Job:
+    def read(self, fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, io_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float, is_on_device: bool = False, after: StreamMark | None = None, progress: LayerProgress | None = None, layer_planes: int = 0) -> Job:
         """
         Read `io_bytes` (>= block_bytes; a multiple of 4096 for direct files) at each (fd int32, offset int64) into the slot at its address, verify, and with planes scatter in the same pass, each block as soon as it arrived. Raises UsageError.
         """
@@ -805,9 +836,9 @@ class Engine:
         Write `bytes` (n,) int64 of each address to (fd, offset); after all of them, fdatasync each of `sync_fds` (m,) int32. A block of a synced file is ok once the sync is. Raises UsageError.
         """
 
-    def attach_device(self, device: "kvx::Device", options: "kvx::CopyOptions") -> None:
+    def attach_device(self, device: Device, *, sm: str = 'auto', ctas: int = 4, staging_bytes: int = 0, calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None) -> None:
         """
-        Give the engine the device that jobs with device memory run on; once, before the first of them. Raises UsageError, CapacityError, UnavailableError.
+        Give the engine the device that jobs with device memory run on; once, before the first of them. Options as for `Copies`. Raises UsageError, CapacityError, UnavailableError.
         """
 
     def fetch(self, device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float) -> Job:
@@ -815,10 +846,10 @@ class Engine:
         Copy device slots at `device_addresses` (n,) int64 into host slots, verify, and with planes scatter to host memory in the same pass. Raises UsageError.
         """
 
-    def device_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, after: "kvx::StreamMark" | None = None) -> Job:
+    def device_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, after: StreamMark | None = None) -> Job:
         """
         Gather blocks of device planes into device slots. Nothing is checksummed. Raises UsageError.
         """
 
-    def device_out(self, device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, after: "kvx::StreamMark" | None = None, progress: "kvx::LayerProgress" | None = None) -> Job:
+    def device_out(self, device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, after: StreamMark | None = None, progress: LayerProgress | None = None) -> Job:
         """Scatter device slots to device planes. Raises UsageError."""

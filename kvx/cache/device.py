@@ -86,7 +86,7 @@ class DeviceLink:
         self.device = device
         info = device.info()
         self.is_emulated = bool(info["is_emulated"])
-        self.ordinal = int(info["ordinal"])
+        self.ordinal = int(str(info["ordinal"]))
         calibration = None
         if config.calibrate and not self.is_emulated:
             calibration = calibration_for(
@@ -97,8 +97,8 @@ class DeviceLink:
             sm=config.sm.value,
             ctas=config.ctas,
             staging_bytes=config.staging_bytes,
-            plain_gb_s=None if calibration is None else calibration.plain_gb_s,
-            gb_s=None if calibration is None else calibration.gb_s,
+            calibration=None if calibration is None else calibration.gb_s,
+            plain=None if calibration is None else calibration.plain_gb_s,
         )
         self._pinned = device.pin(dram.address, dram.size_bytes)
 

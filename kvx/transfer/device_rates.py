@@ -5,9 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from kvx.errors import TransferError
 from kvx.transfer.calibration import METHODS, Arena, Calibration, load_or_measure, measure
-from kvx.transfer.codes import Code
 from kvx.transfer.memory import MemoryRegion
 from kvx_ext import _core
 
@@ -15,34 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
 
 _HOST_BYTES = 16 << 20
 _STAGING_BYTES = 16 << 20
 _COPY_TIMEOUT_S = 5.0
-
-
-class _DeviceCopier:
-    """Copies of one calibration, one list at a time; see `kvx.transfer.calibration.Copier`."""
-
-    def __init__(self, device: _core.Device, sm: str, gb_s: npt.NDArray[np.float64]) -> None:
-        self._copies = _core.Copies(device, sm=sm, staging_bytes=_STAGING_BYTES, gb_s=gb_s)
-
-    def copy(
-        self,
-        direction: str,
-        targets: npt.NDArray[np.uint64],
-        sources: npt.NDArray[np.uint64],
-        sizes: npt.NDArray[np.uint64],
-    ) -> None:
-        token = self._copies.submit(direction, targets, sources, sizes)
-        code = Code(self._copies.wait(token, _COPY_TIMEOUT_S))
-        if code is not Code.OK:
-            raise TransferError(f"a {direction} copy ended with {code.name} while it was timed")
-
-    def close(self) -> None:
-        self._copies.close(_COPY_TIMEOUT_S)
 
 
 def calibration_for(
@@ -81,7 +55,9 @@ def calibration_for(
         ):
             pinned.wait(_COPY_TIMEOUT_S)
             return measure(
-                lambda gb_s: _DeviceCopier(device, sm, gb_s),
+                lambda gb_s: _core.Copies(
+                    device, sm=sm, staging_bytes=_STAGING_BYTES, calibration=gb_s
+                ),
                 Arena(region.address, region.size_bytes, memory.address),
                 uuid=uuid,
                 driver_version=driver_version,

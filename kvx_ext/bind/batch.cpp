@@ -6,7 +6,8 @@
 
 #include <optional>
 
-#include "copy_options.h"
+#include "copy_plan.h"
+#include "device.h"
 #include "engine.h"
 #include "kvx/checksum.h"
 
@@ -42,7 +43,11 @@ PlaneSet plane_set(const Planes& rows, bool merges = true) {
   return PlaneSet(planes, merges);
 }
 
-using Mark = std::shared_ptr<StreamMark>;
+using Mark = const PyStreamMark*;
+std::shared_ptr<StreamMark> native_of(Mark mark) {
+  return mark != nullptr ? mark->native : nullptr;
+}
+
 using Progress = std::shared_ptr<LayerProgress>;
 
 JobPointer submit(PyEngine& self, Batch batch, double deadline_s) {
@@ -61,7 +66,7 @@ JobPointer copy_in(PyEngine& self, const Planes& planes, const Column<int64_t>& 
               .addresses = copied(addresses),
               .keys = copied(keys),
               .is_on_device = is_on_device,
-              .after = std::move(after)};
+              .after = native_of(after)};
   batch.block_bytes = batch.planes.block_bytes();
   return submit(self, std::move(batch), deadline_s);
 }
@@ -77,7 +82,7 @@ JobPointer copy_out(PyEngine& self, const Column<int64_t>& addresses, const Keys
               .keys = copied(keys),
               .checksums = copied(checksums),
               .is_on_device = is_on_device,
-              .after = std::move(after),
+              .after = native_of(after),
               .progress = std::move(progress),
               .layer_planes = layer_planes};
   batch.block_bytes = batch.planes.block_bytes();
@@ -120,7 +125,7 @@ JobPointer read(PyEngine& self, const Column<int32_t>& fds, const Column<int64_t
               .fds = copied(fds),
               .offsets = copied(offsets),
               .is_on_device = is_on_device,
-              .after = std::move(after),
+              .after = native_of(after),
               .progress = std::move(progress),
               .layer_planes = layer_planes};
   add_targets(planes, ids, &batch);
@@ -148,7 +153,7 @@ JobPointer copy_on_device(PyEngine& self, JobKind kind, const Planes& planes,
               .planes = plane_set(planes),
               .ids = copied(ids),
               .device_addresses = copied(device_addresses),
-              .after = std::move(after),
+              .after = native_of(after),
               .progress = std::move(progress)};
   batch.block_bytes = batch.planes.block_bytes();
   return submit(self, std::move(batch), deadline_s);
@@ -156,15 +161,15 @@ JobPointer copy_on_device(PyEngine& self, JobKind kind, const Planes& planes,
 
 JobPointer device_in(PyEngine& self, const Planes& planes, const Column<int64_t>& ids,
                      const Column<int64_t>& device_addresses, double deadline_s, Mark after) {
-  return copy_on_device(self, JobKind::kDeviceIn, planes, ids, device_addresses, deadline_s,
-                        std::move(after), nullptr);
+  return copy_on_device(self, JobKind::kDeviceIn, planes, ids, device_addresses, deadline_s, after,
+                        nullptr);
 }
 
 JobPointer device_out(PyEngine& self, const Column<int64_t>& device_addresses, const Planes& planes,
                       const Column<int64_t>& ids, double deadline_s, Mark after,
                       Progress progress) {
-  return copy_on_device(self, JobKind::kDeviceOut, planes, ids, device_addresses, deadline_s,
-                        std::move(after), std::move(progress));
+  return copy_on_device(self, JobKind::kDeviceOut, planes, ids, device_addresses, deadline_s, after,
+                        std::move(progress));
 }
 
 JobPointer write(PyEngine& self, const Column<int32_t>& fds, const Column<int64_t>& offsets,
@@ -223,18 +228,18 @@ void bind_device_submission(nb::class_<PyEngine>& engine) {
   engine
       .def(
           "attach_device",
-          [](PyEngine& self, std::shared_ptr<Device> device, const std::string& sm, int ctas,
-             int64_t staging_bytes, const std::optional<Rates>& gb_s,
-             const std::optional<PlainRates>& plain_gb_s) {
-            const CopyOptions options = copy_options(sm, ctas, staging_bytes, gb_s, plain_gb_s);
-            raise_if_error(without_gil(
-                [&] { return self.engine->attach_device(std::move(device), options); }));
+          [](PyEngine& self, const PyDevice& device, const std::string& sm, int ctas,
+             int64_t staging_bytes, const std::optional<Rates>& calibration,
+             const std::optional<PlainRates>& plain) {
+            (void)device.open();
+            const CopyOptions options = copy_options(sm, ctas, staging_bytes, calibration, plain);
+            raise_if_error(
+                without_gil([&] { return self.engine->attach_device(device.native, options); }));
           },
           "device"_a, nb::kw_only(), "sm"_a = "auto", "ctas"_a = 4, "staging_bytes"_a = 0,
-          "gb_s"_a.none() = nb::none(), "plain_gb_s"_a.none() = nb::none(),
+          "calibration"_a.none() = nb::none(), "plain"_a.none() = nb::none(),
           "Give the engine the device that jobs with device memory run on; once, before the first "
-          "of them. Rates (3, 4, 11) and (3,) float64 are a calibration, None takes published "
-          "ones. Raises UsageError, CapacityError, UnavailableError.")
+          "of them. Options as for `Copies`. Raises UsageError, CapacityError, UnavailableError.")
       .def("fetch", &fetch, "device_addresses"_a.noconvert(), "addresses"_a.noconvert(),
            "block_bytes"_a, "keys"_a.noconvert(), "checksums"_a.noconvert(),
            "planes"_a.none().noconvert(), "ids"_a.none().noconvert(), "deadline_s"_a,

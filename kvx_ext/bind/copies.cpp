@@ -38,13 +38,7 @@ struct PyCopies {
 PyCopies make_copies(PyDevice& device, const std::string& sm, int ctas, int64_t staging_bytes,
                      const std::optional<Rates>& calibration,
                      const std::optional<PlainRates>& plain) {
-  if (sm != "auto" && sm != "never") {
-    raise_if_error({Code::kUsage, "sm is \"auto\" or \"never\", not \"" + sm + "\""});
-  }
-  const CopyOptions options{.sm = sm == "auto" ? SmUse::kAuto : SmUse::kNever,
-                            .ctas = ctas,
-                            .staging_bytes = staging_bytes,
-                            .calibration = calibration_of(calibration, plain)};
+  const CopyOptions options = copy_options(sm, ctas, staging_bytes, calibration, plain);
   PyCopies made;
   Device& native = device.open();
   raise_if_error(without_gil([&] { return CopyTickets::create(native, options, &made.tickets); }));
@@ -100,6 +94,18 @@ int64_t close(PyCopies& self, double timeout_s) {
 }
 
 }  // namespace
+
+CopyOptions copy_options(const std::string& sm, int ctas, int64_t staging_bytes,
+                         const std::optional<Rates>& calibration,
+                         const std::optional<PlainRates>& plain) {
+  if (sm != "auto" && sm != "never") {
+    raise_if_error({Code::kUsage, "sm is \"auto\" or \"never\", not \"" + sm + "\""});
+  }
+  return {.sm = sm == "auto" ? SmUse::kAuto : SmUse::kNever,
+          .ctas = ctas,
+          .staging_bytes = staging_bytes,
+          .calibration = calibration_of(calibration, plain)};
+}
 
 void bind_copies(nb::module_& module) {
   nb::class_<PyCopies>(module, "Copies",

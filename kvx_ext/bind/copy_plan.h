@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "kvx/copy_plan.h"
+#include "kvx/device.h"
 
 namespace kvx::bind {
 
@@ -22,5 +22,10 @@ CopyDirection direction_named(const std::string& name);
 
 CopyCalibration calibration_of(const std::optional<Rates>& rates,
                                const std::optional<PlainRates>& plain);
+
+// Raises UsageError for any other `sm` than "auto" and "never".
+CopyOptions copy_options(const std::string& sm, int ctas, int64_t staging_bytes,
+                         const std::optional<Rates>& calibration,
+                         const std::optional<PlainRates>& plain);
 
 }  // namespace kvx::bind

@@ -1,6 +1,7 @@
 #include <nanobind/stl/shared_ptr.h>
 
 #include "bind.h"
+#include "device.h"
 #include "kvx/layer_progress.h"
 
 namespace nb = nanobind;
@@ -12,9 +13,10 @@ void bind_layers(nb::module_& module) {
   nb::class_<LayerProgress>(module, "LayerProgress",
                             "How many leading layers of one transfer have arrived, over all jobs "
                             "that bring them. Thread-safe.")
-      .def(nb::new_([](int layers, std::shared_ptr<Device> device) {
+      .def(nb::new_([](int layers, const PyDevice* device) {
              if (layers < 1) raise_if_error({Code::kUsage, "a transfer has at least one layer"});
-             return std::make_shared<LayerProgress>(layers, std::move(device));
+             return std::make_shared<LayerProgress>(layers,
+                                                    device != nullptr ? device->native : nullptr);
            }),
            "layers"_a, "device"_a.none(), "Streams can wait with a device. Raises UsageError.")
       .def_prop_ro("layers", &LayerProgress::layers, "How many there are.")
