@@ -7,7 +7,7 @@ import os
 import platform
 import resource
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kvx.cli.finding import Finding
+from kvx.cli.gpu import gpu_findings
+from kvx.config import cache_directory
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -25,23 +28,8 @@ if TYPE_CHECKING:
 HELP = "tell what this machine offers, why not more, and how to get it"
 
 _REGISTERED_BYTES_WANTED = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at.
-
-    Attributes:
-        subject: What.
-        is_good: Whether kvx can use it at its best.
-        found: What there is.
-        remedy: How to get the rest; empty when nothing is to be done.
-    """
-
-    subject: str
-    is_good: bool
-    found: str
-    remedy: str = ""
+# A name of its own, so that tests can put other devices here.
+list_devices = _core.list_cuda_devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +63,7 @@ def examine(path: Path) -> Iterator[Finding]:
     yield _locked_memory()
     yield _direct_io(path)
     yield _disk(path)
-    yield _gpu()
+    yield from gpu_findings(list_devices, cache_directory())
     for package, purpose in _EXTRAS.items():
         yield _extra(package, purpose)
 
@@ -160,16 +148,6 @@ def _disk(path: Path) -> Finding:
     usage = shutil.disk_usage(path)
     return Finding(
         "disk space", is_good=usage.free > 0, found=f"{usage.free / 2**30:.1f} GiB free in {path}"
-    )
-
-
-def _gpu() -> Finding:
-    has_device = Path("/dev/nvidia0").exists()
-    return Finding(
-        "GPU",
-        is_good=has_device,
-        found="an NVIDIA device" if has_device else "none",
-        remedy="this version moves host memory only; the HBM tier is not in it yet",
     )
 
 

@@ -142,6 +142,22 @@ def test_every_method_is_timed_at_every_size() -> None:
     }
 
 
+def test_through_the_copies_of_a_device() -> None:
+    """The real thing, on the emulated device: it copies, and every rate is a number."""
+    region = _core.HostRegion(8 << 20)
+    device = _core.open_emulated_device(64 << 20)
+    with device.allocate(24 << 20) as memory, device.pin(region.address, region.bytes) as pinned:
+        assert pinned.wait(10)
+        found = measure(
+            lambda gb_s: _core.Copies(device, calibration=gb_s),
+            Arena(region.address, region.bytes, memory.address),
+            uuid=UUID, driver_version=DRIVER, methods=("batch", "single"), budget_s=20,
+        )  # fmt: skip
+    for method in ("batch", "single"):
+        assert (found.gb_s[:, METHODS.index(method)] > 0).all()
+    assert (found.plain_gb_s > 0).all()
+
+
 def test_only_what_the_device_offers_is_timed() -> None:
     machine = Machine()
     found = measured(machine, methods=("single", "staged"), staged_bytes_max=64 << 10)
