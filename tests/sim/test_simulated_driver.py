@@ -18,6 +18,7 @@ from tests.sim.cuda_calls import (
     Copy2D,
     DriverCalls,
     DriverError,
+    until,
 )
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
@@ -183,9 +184,7 @@ def test_targets_are_poisoned_until_the_copy_ends(calls: DriverCalls) -> None:
     device, host, stream = calls.allocate(64), calls.pinned(4 * KIB), calls.stream()
     calls.driver.freeze(Engine.DEVICE_TO_HOST)
     calls.copy(host.address, device, 64, stream)
-    deadline = time.monotonic() + 10
-    while host.data[0] != POISON and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: host.data[0] == POISON)
     assert host.data[:64] == bytes([POISON]) * 64
     assert not calls.is_ready("cuStreamQuery", stream)
     calls.driver.thaw(Engine.DEVICE_TO_HOST)
