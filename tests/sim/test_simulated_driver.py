@@ -76,6 +76,24 @@ def test_devices(simulated_driver: SimulatedDriver) -> None:
     assert value.value == 1
 
 
+def test_peers(simulated_driver: SimulatedDriver) -> None:
+    simulated_driver.set_devices(2)
+    theirs = DriverCalls(simulated_driver, device=1)
+    target = theirs.allocate(64)
+    ours = DriverCalls(simulated_driver, device=0)
+    source, stream = ours.allocate(64), ours.stream()
+    simulated_driver.write(source, b"across")
+    contexts = theirs.context, ours.context
+    ours.call("cuMemcpyPeerAsync", target, contexts[0], source, contexts[1], 6, stream)
+    ours.synchronize(stream)
+    assert simulated_driver.read(target, 6) == b"across"
+    enable = "cuCtxEnablePeerAccess"
+    results = [ours.result(enable, context, ctypes.c_uint(0)) for context in contexts]
+    assert results == [0, 201]
+    assert ours.result(enable, theirs.context, ctypes.c_uint(0)) == 704
+    assert ours.result("cuMemcpyPeerAsync", target, 1, source, contexts[1], 6, stream) == 201
+
+
 def test_a_call_needs_its_context(calls: DriverCalls) -> None:
     results = []
 
