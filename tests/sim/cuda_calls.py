@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from tests.sim.cuda_driver import SimulatedDriver
@@ -83,6 +84,19 @@ class HostMemory:
         self.data = mmap.mmap(-1, num_bytes)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
         self.num_bytes = num_bytes
+
+
+def until(is_so: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    """Wait without asking the driver to wait.
+
+    Raises:
+        TimeoutError: It is not so by then.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.001)
 
 
 class DriverCalls:

@@ -18,6 +18,7 @@ from tests.sim.cuda_calls import (
     Copy2D,
     DriverCalls,
     DriverError,
+    until,
 )
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
@@ -73,6 +74,24 @@ def test_devices(simulated_driver: SimulatedDriver) -> None:
     assert calls.result("cuDeviceGet", ctypes.byref(value), ctypes.c_int(2)) == 101
     calls.call("cuDeviceCanAccessPeer", ctypes.byref(value), ctypes.c_int(0), ctypes.c_int(1))
     assert value.value == 1
+
+
+def test_peers(simulated_driver: SimulatedDriver) -> None:
+    simulated_driver.set_devices(2)
+    theirs = DriverCalls(simulated_driver, device=1)
+    target = theirs.allocate(64)
+    ours = DriverCalls(simulated_driver, device=0)
+    source, stream = ours.allocate(64), ours.stream()
+    simulated_driver.write(source, b"across")
+    contexts = theirs.context, ours.context
+    ours.call("cuMemcpyPeerAsync", target, contexts[0], source, contexts[1], 6, stream)
+    ours.synchronize(stream)
+    assert simulated_driver.read(target, 6) == b"across"
+    enable = "cuCtxEnablePeerAccess"
+    results = [ours.result(enable, context, ctypes.c_uint(0)) for context in contexts]
+    assert results == [0, 201]
+    assert ours.result(enable, theirs.context, ctypes.c_uint(0)) == 704
+    assert ours.result("cuMemcpyPeerAsync", target, 1, source, contexts[1], 6, stream) == 201
 
 
 def test_a_call_needs_its_context(calls: DriverCalls) -> None:
@@ -183,9 +202,7 @@ def test_targets_are_poisoned_until_the_copy_ends(calls: DriverCalls) -> None:
     device, host, stream = calls.allocate(64), calls.pinned(4 * KIB), calls.stream()
     calls.driver.freeze(Engine.DEVICE_TO_HOST)
     calls.copy(host.address, device, 64, stream)
-    deadline = time.monotonic() + 10
-    while host.data[0] != POISON and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: host.data[0] == POISON)
     assert host.data[:64] == bytes([POISON]) * 64
     assert not calls.is_ready("cuStreamQuery", stream)
     calls.driver.thaw(Engine.DEVICE_TO_HOST)

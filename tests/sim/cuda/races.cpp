@@ -25,7 +25,7 @@ bool covers(const Access& outer, const Access& inner) {
 // ordered after `now` conflicts with it as well.
 bool supersedes(const Access& now, const Access& before) {
   if (!covers(now, before)) return false;
-  return now.is_write || (!before.is_write && now.owner == before.owner);
+  return now.is_write || !before.is_write;
 }
 
 bool is_same_operation(const Access& a, const Access& b) {
