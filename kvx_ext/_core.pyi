@@ -86,7 +86,7 @@ def block_keys(hashes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), 
     Keys of (n, k) uint8 hashes, 1 <= k <= 128, as (n, 16) uint8: for each row hashlib.blake2b(row, key=fingerprint, digest_size=16). Source: RFC 7693.
     """
 
-def plan_copies(direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None, *, has_batch: bool = True, has_kernels: bool = False, staging_bytes: int = 0, pinned: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None = None, batch_runs_max: int = 8192) -> dict:
+def plan_copies(direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None, *, has_batch: bool = True, has_kernels: bool = False, staging_bytes: int = 0, pinned: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None = None, batch_runs_max: int = 8192) -> dict[str, NDArray]:
     """
     Plan the copy of (n,) uint64 runs; `direction` is "h2d", "d2h" or "d2d". Copies nothing.
 
@@ -104,14 +104,16 @@ def predicted_copy_ns(direction: str, method: str, bytes: int, calibration: Anno
     What the planner takes one run of `bytes` to cost by a method, without the cost of a call; infinite where the method was not measured.
     """
 
-def default_copy_calibration() -> tuple:
+def default_copy_calibration() -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
     """
     The published numbers that planning starts from: GB/s (3, 4, 11) and of plain copies (3,).
     """
 
-COPY_METHODS: tuple = ('batch', 'rows', 'single', 'staged')
+def copy_methods() -> tuple[str, ...]:
+    """Names of the methods, in order."""
 
-COPY_DIRECTIONS: tuple = ('h2d', 'd2h', 'd2d')
+def copy_directions() -> tuple[str, ...]:
+    """Names of the directions, in order."""
 
 ROWS_CALL_NS: float = 2000.0
 

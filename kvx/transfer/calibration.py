@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DIRECTIONS: tuple[str, ...] = _core.COPY_DIRECTIONS
-METHODS: tuple[str, ...] = _core.COPY_METHODS
+DIRECTIONS: tuple[str, ...] = _core.copy_directions()
+METHODS: tuple[str, ...] = _core.copy_methods()
 SIZES = tuple(4096 << i for i in range(11))
 SHAPE = (len(DIRECTIONS), len(METHODS), len(SIZES))
 

@@ -87,7 +87,9 @@ Question ask(const std::string& direction, const Row<uint64_t>& targets,
   return question;
 }
 
-nb::dict plan_as_arrays(CopyPlan plan) {
+using ArraysByName = nb::typed<nb::dict, nb::str, nb::ndarray<nb::numpy>>;
+
+ArraysByName plan_as_arrays(CopyPlan plan) {
   std::vector<uint8_t> methods;
   std::vector<int64_t> calls;
   for (const CopyCall& call : plan.calls) {
@@ -97,7 +99,7 @@ nb::dict plan_as_arrays(CopyPlan plan) {
                   call.target_stride, call.source_stride, static_cast<int64_t>(call.bytes)});
   }
   const size_t count = plan.calls.size();
-  nb::dict result;
+  ArraysByName result;
   result["targets"] = adopt_row(std::move(plan.runs.targets));
   result["sources"] = adopt_row(std::move(plan.runs.sources));
   result["bytes"] =
@@ -108,11 +110,12 @@ nb::dict plan_as_arrays(CopyPlan plan) {
   return result;
 }
 
-nb::dict plan_once(const std::string& direction, const Row<uint64_t>& targets,
-                   const Row<uint64_t>& sources, const Row<uint64_t>& bytes,
-                   const std::optional<Rates>& calibration, const std::optional<PlainRates>& plain,
-                   bool has_batch, bool has_kernels, int64_t staging_bytes,
-                   const std::optional<Spans>& pinned, int64_t batch_runs_max) {
+ArraysByName plan_once(const std::string& direction, const Row<uint64_t>& targets,
+                       const Row<uint64_t>& sources, const Row<uint64_t>& bytes,
+                       const std::optional<Rates>& calibration,
+                       const std::optional<PlainRates>& plain, bool has_batch, bool has_kernels,
+                       int64_t staging_bytes, const std::optional<Spans>& pinned,
+                       int64_t batch_runs_max) {
   Question question = ask(direction, targets, sources, bytes, calibration, plain, has_batch,
                           has_kernels, staging_bytes, pinned, batch_runs_max);
   question.limits.pinned = question.pinned;
@@ -188,9 +191,15 @@ void bind_prediction(nb::module_& module) {
                              {kCopyDirections, kCopyMethods, kCalibratedSizes}),
             adopt_row(std::vector<double>(defaults.plain_gb_s.begin(), defaults.plain_gb_s.end())));
       },
+      nb::sig("def default_copy_calibration() -> "
+              "tuple[NDArray[numpy.float64], NDArray[numpy.float64]]"),
       "The published numbers that planning starts from: GB/s (3, 4, 11) and of plain copies (3,).");
-  module.attr("COPY_METHODS") = nb::make_tuple("batch", "rows", "single", "staged");
-  module.attr("COPY_DIRECTIONS") = nb::make_tuple("h2d", "d2h", "d2d");
+  module.def(
+      "copy_methods", [] { return nb::make_tuple("batch", "rows", "single", "staged"); },
+      nb::sig("def copy_methods() -> tuple[str, ...]"), "Names of the methods, in order.");
+  module.def(
+      "copy_directions", [] { return nb::make_tuple("h2d", "d2h", "d2d"); },
+      nb::sig("def copy_directions() -> tuple[str, ...]"), "Names of the directions, in order.");
   module.attr("ROWS_CALL_NS") = kRowsCallNs;
   module.attr("STAGED_CALL_NS") = kStagedCallNs;
 }

@@ -53,7 +53,7 @@ def rates(**methods: float | list[float]) -> Rates:
         if name == "plain":
             made.plain[:] = gb_s
         else:
-            made.gb_s[:, _core.COPY_METHODS.index(name)] = gb_s
+            made.gb_s[:, _core.copy_methods().index(name)] = gb_s
     return made
 
 
@@ -74,7 +74,7 @@ def plan(direction: str, runs: list[Run], limits: Limits, known: Rates | None = 
         assert first == done, "calls cover the runs in their order, each once"
         assert count > 0
         done = first + count
-        name = _core.COPY_METHODS[method]
+        name = _core.copy_methods()[method]
         calls.append(Call(name, tuple(merged[first:done]), target_stride, source_stride, num_bytes))
     assert done == len(merged)
     assert made["total_bytes"] == sum(num_bytes for *_, num_bytes in runs)

@@ -116,7 +116,7 @@ def test_no_uniform_choice_is_predicted_to_be_faster(
     calls = plan(direction, shifted(direction, runs), limits, known)
     if not known.gb_s.any():
         known = Rates(*_core.default_copy_calibration())
-    if not known.gb_s[:, _core.COPY_METHODS.index("single")].any() and not limits.has_batch:
+    if not known.gb_s[:, _core.copy_methods().index("single")].any() and not limits.has_batch:
         return  # nothing is known of what must be used
     chosen = predicted(direction, calls, known)
     merged = [run for call in calls for run in call.runs]
@@ -157,8 +157,8 @@ def test_equal_runs_go_by_the_cheapest_method(
 def test_prediction_between_measured_sizes(num_bytes: int, direction: str) -> None:
     """Linear in the logarithm of the size; a floor below, the plain rate above."""
     gb_s, plain = _core.default_copy_calibration()
-    at = _core.COPY_DIRECTIONS.index(direction)
-    for place, method in enumerate(_core.COPY_METHODS):
+    at = _core.copy_directions().index(direction)
+    for place, method in enumerate(_core.copy_methods()):
         found = _core.predicted_copy_ns(direction, method, num_bytes, gb_s, plain)
         if not gb_s[at, place].any():
             assert found == float("inf")

@@ -98,7 +98,7 @@ def _row(one: _List, run_bytes: int, repeats: int, *, has_kernels: bool) -> Row:
         )
         for _ in range(repeats)
     )
-    methods = {_core.COPY_METHODS[method] for method in plan["methods"].tolist()}
+    methods = {_core.copy_methods()[method] for method in plan["methods"].tolist()}
     return Row(
         f"plan.h2d.{run_bytes >> 10}KiB.{one.variant}{'.kernels' if has_kernels else ''}",
         per_s=1e9 * len(one.targets) / ns,
