@@ -71,7 +71,7 @@ void go_there_and_back(CopyMethod method, uint64_t seed) {
   KVX_SIMULATED(kvxsim_reset)();
   KVX_SIMULATED(kvxsim_set_shuffle_seed)(seed);
   std::mt19937_64 random(seed);
-  World world({.calibration = only(method)});
+  World world({.staging_bytes = 512 << 10, .calibration = only(method)});
   write_host(world, random);
   const std::vector<uint8_t> wanted(world.host->data(),
                                     world.host->data() + kFragments * kFragmentBytes);
@@ -138,7 +138,7 @@ void order_after_marks(CopyMethod method) {
   KVX_SIMULATED(kvxsim_reset)();
   KVX_SIMULATED(kvxsim_set_latency)(kKvxsimOnDevice, 5'000'000);
   std::mt19937_64 random(6);
-  World world({.calibration = only(method)});
+  World world({.staging_bytes = 512 << 10, .calibration = only(method)});
   uint64_t stream = 0;
   CHECK_OK(world.device->create_stream(&stream));
   std::shared_ptr<StreamMark> mark;
