@@ -90,4 +90,4 @@ def _method_of(
         has_kernels=has_kernels,
         staging_bytes=_STAGING_BYTES,
     )
-    return str(_core.copy_methods()[int(plan["methods"][0])])
+    return str(_core.copy_methods()[int(np.asarray(plan["methods"])[0])])

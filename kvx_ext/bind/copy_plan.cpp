@@ -87,7 +87,7 @@ Question ask(const std::string& direction, const Row<uint64_t>& targets,
   return question;
 }
 
-using ArraysByName = nb::typed<nb::dict, nb::str, nb::ndarray<nb::numpy>>;
+using ArraysByName = nb::typed<nb::dict, nb::str, nb::object>;
 
 ArraysByName plan_as_arrays(CopyPlan plan) {
   std::vector<uint8_t> methods;

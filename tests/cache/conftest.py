@@ -11,12 +11,18 @@ import pytest
 
 import kvx
 from kvx.cache.assembly import FaultInjection
+from tests.cache import on_device
+from tests.sim.cuda_fixture import loaded_driver, simulated_driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from tests.sim.cuda_driver import SimulatedDriver
+
+__all__ = ["loaded_driver", "simulated_driver"]
 
 BLOCK_BYTES = 16 << 10
 
@@ -42,9 +48,27 @@ def make_blocks(
     return blocks
 
 
+@pytest.fixture(params=["host", "device, seed 1", "device, seed 2"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[on_device.Gpu | None]:
+    """Hand out where the blocks of this test lie: None for host memory, else the simulated GPU.
+
+    The seed decides in which order the copies of a batch are made.
+    """
+    if request.param == "host":
+        yield None
+        return
+    driver: SimulatedDriver = request.getfixturevalue("simulated_driver")
+    driver.set_shuffle_seed(int(request.param[-1]))
+    with on_device.use(driver) as made:
+        yield made
+
+
 @pytest.fixture
-def open_cache(tmp_path: Path) -> Iterator[Opener]:
-    """Open caches of 2 MiB DRAM, over NVMe unless `has_nvme` is False; closed after the test."""
+def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
+    """Open caches of 2 MiB DRAM, over NVMe unless `has_nvme` is False; closed after the test.
+
+    With a GPU they have 1 MiB of HBM, too, and `open_space` puts blocks into device memory.
+    """
     opened: list[kvx.TieredCache] = []
 
     def opener(
@@ -57,6 +81,9 @@ def open_cache(tmp_path: Path) -> Iterator[Opener]:
         **settings: object,
     ) -> kvx.TieredCache:
         tiers: list[dict[str, object]] = [{"kind": "dram", "capacity": "2MiB", **(dram or {})}]
+        if gpu is not None:
+            tiers.insert(0, {"kind": "hbm", "capacity": "1MiB", "emulation": "never"})
+            settings["gpu"] = {"driver": str(gpu.driver.path), "calibrate": False}
         if has_nvme:
             tier = {
                 "kind": "nvme",
@@ -79,7 +106,8 @@ def open_cache(tmp_path: Path) -> Iterator[Opener]:
 def open_space(
     cache: kvx.TieredCache, *, block_bytes: int = BLOCK_BYTES, tenant: str = "", **facts: object
 ) -> kvx.CacheSpace:
-    """Open a namespace of a test model."""
-    return cache.namespace(
+    """Open a namespace of a test model, its blocks in device memory if the test is run on it."""
+    space = cache.namespace(
         model="test", dtype="float16", block_bytes=block_bytes, tenant=tenant, **facts
     )
+    return on_device.wrapped(space)

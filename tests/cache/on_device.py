@@ -1,24 +1,54 @@
 """The cache's suite on device memory: a space whose blocks go through the simulated GPU.
 
-`DeviceSpace` takes and fills the same NumPy arrays as `CacheSpace`, and puts them into memory of the
-simulated device and back, so that one test covers both.
+`DeviceSpace` takes and fills the same NumPy arrays as `CacheSpace`, and puts them into memory of
+the simulated device and back, so that one test covers both.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 import kvx
+from kvx_ext import _core
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
     import numpy.typing as npt
 
-    from kvx_ext import _core
     from tests.sim.cuda_driver import SimulatedDriver
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The simulated GPU that the blocks of a test lie on."""
+
+    driver: SimulatedDriver
+    device: _core.Device
+
+
+_in_use: list[Gpu] = []
+
+
+@contextmanager
+def use(driver: SimulatedDriver) -> Iterator[Gpu]:
+    """Let `wrapped` put blocks into device memory meanwhile."""
+    _in_use.append(Gpu(driver, _core.open_cuda_device(str(driver.path))))
+    try:
+        yield _in_use[-1]
+    finally:
+        _in_use.pop()
+
+
+def wrapped(space: kvx.CacheSpace) -> kvx.CacheSpace:
+    """Return the space itself, or one that works on the GPU in use."""
+    if not _in_use:
+        return space
+    return cast("kvx.CacheSpace", DeviceSpace(space, _in_use[-1].device, _in_use[-1].driver))
 
 
 class DeviceArray:
@@ -112,7 +142,7 @@ class DeviceSpace:
         if not _is_blocks(source):
             return self._inner.offload(hashes, source, **options)  # type: ignore[arg-type]
         array = self._upload(source)
-        blocks = kvx.BlockView.of_blocks(array).slots(range(len(array.shape and source)))  # type: ignore[arg-type]
+        blocks = kvx.BlockView.of_blocks(array).slots(range(len(source)))  # type: ignore[arg-type]
         return self._inner.offload(hashes, blocks, **options)  # type: ignore[arg-type]
 
     def onboard(self, hashes: object, target: object, **options: object) -> object:
