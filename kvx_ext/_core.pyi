@@ -562,6 +562,11 @@ class Device:
     def info(self) -> dict[str, object]:
         """What the device is and can do."""
 
+    def close(self) -> None:
+        """
+        Let go of the device; what it made keeps it open. Later calls raise UsageError.
+        """
+
     def memory_bytes(self) -> tuple[int, int]:
         """Bytes that are free, and in all."""
 

@@ -113,6 +113,7 @@ class DeviceLink:
             _ABANDONED.append(self)
         else:
             self._pinned.close()
+            self.device.close()
 
 
 class DeviceAccess:

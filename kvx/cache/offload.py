@@ -13,7 +13,8 @@ import numpy as np
 from kvx.cache.arrival import Arrival
 from kvx.cache.device import HOST_WAY
 from kvx.cache.operation import REASON_OF_CODE, Operation
-from kvx.cache.promotion import promote
+from kvx.cache.pool import Found
+from kvx.cache.promotion import Brought, promote
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
@@ -143,7 +144,6 @@ class Offload(Operation):
         codes = job.codes()
         arrived = codes == Code.OK
         index = self._pool.index
-        expiries_s = self._pool.expiries_s[slots]
         self._await_flush(rows[arrived])
         with self.shared.events.changing():
             stands = index.commit(slots[arrived], generations[arrived], job.checksums()[arrived])
@@ -156,15 +156,10 @@ class Offload(Operation):
         self._settle_reason(rows, REASON_OF_CODE[codes])
         if self._way.reaches_hbm:
             kept = rows[arrived]
-            promote(
-                self,
-                self.shared,
-                self._space,
-                self._source.only(kept),
-                self._keys[kept],
-                job.checksums()[arrived],
-                expiries_s[arrived],
-            )
+            checksums = job.checksums()[arrived]
+            found = Found(arrived[arrived], slots[arrived], generations[arrived], checksums)
+            brought = Brought(self._source.only(kept), self._keys[kept], self._pool, found)
+            promote(self, self.shared, self._space, brought)
         if self.shared.flusher is not None:
             self.shared.flusher.kick()
         self._step_over(job)

@@ -18,7 +18,7 @@ from kvx.cache.device import HOST_WAY
 from kvx.cache.memory_tier import MemoryPool
 from kvx.cache.nvme import NvmePool
 from kvx.cache.operation import REASON_OF_CODE, Operation
-from kvx.cache.promotion import promote
+from kvx.cache.promotion import Brought, promote
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from kvx.cache.shared import Shared
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
-
-    Expiries = npt.NDArray[np.int64]
 
 _WINDOW_BYTES = 64 << 20
 _WINDOW_SHARE = 4
@@ -155,15 +153,13 @@ class Onboard(Operation):
     def _progress(self) -> _core.LayerProgress | None:
         return None if self.arrival is None else self.arrival.progress
 
-    def _promote(
-        self, rows: npt.NDArray[np.int64], checksums: npt.NDArray[np.uint64], expiries_s: Expiries
-    ) -> None:
+    def _promote(self, rows: npt.NDArray[np.int64], origin: Pool, found: Found) -> None:
         hbm = self.shared.hbm
         if self._target is None or hbm is None or not hbm.config.promote:
             return
         if self._way.reaches_hbm:
-            blocks = self._target.only(rows)
-            promote(self, self.shared, self._space, blocks, self._keys[rows], checksums, expiries_s)
+            brought = Brought(self._target.only(rows), self._keys[rows], origin, found)
+            promote(self, self.shared, self._space, brought)
 
     def _copy_out(self, rows: npt.NDArray[np.int64], found: Found) -> None:
         self.tiers[rows] = TierKind.DRAM
@@ -201,13 +197,12 @@ class Onboard(Operation):
         corrupt = codes == Code.CORRUPT
         if corrupt.any():
             self.shared.drop_corrupt(self._pool, TierKind.DRAM, self._keys[rows[corrupt]])
-        expiries_s = self._pool.expiries_s[found.slots]
-        self._pool.unpin(found)
         arrived = codes == Code.OK
+        self._promote(rows[arrived], self._pool, found.only(arrived))
+        self._pool.unpin(found)
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         self._settle_reason(rows[~corrupt], REASON_OF_CODE[codes[~corrupt]])
         self._look_again(rows[corrupt])
-        self._promote(rows[arrived], found.checksums[arrived], expiries_s[arrived])
         self._step_over(job)
 
     def _look_again(self, rows: npt.NDArray[np.int64]) -> None:
@@ -338,7 +333,8 @@ class Onboard(Operation):
         pool = batch.pool
         keys = self._keys[batch.rows]
         arrived = codes == Code.OK
-        kept = arrived & batch.is_shared
+        still = pool.still_holds(keys, batch.found, self.shared.now_ms())
+        kept = arrived & batch.is_shared & still
         with self.shared.events.changing():
             stands = self._pool.index.commit(
                 batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
@@ -349,7 +345,7 @@ class Onboard(Operation):
         damaged = (codes == Code.CORRUPT) | (codes == Code.SHORT)
         if damaged.any():
             self.shared.drop_corrupt(pool, batch.tier, keys[damaged])
-        expiries_s = pool.expiries_s[batch.found.slots]
+        self._promote(batch.rows[arrived], pool, batch.found.only(arrived))
         pool.unpin(batch.found)
         if self.shared.nvme is not None and batch.tier is TierKind.NVME:
             # A caller in a hurry says nothing about the device.
@@ -359,7 +355,6 @@ class Onboard(Operation):
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT
         self._settle_reason(batch.rows, reasons)
-        self._promote(batch.rows[arrived], batch.found.checksums[arrived], expiries_s[arrived])
         self._step_over(job)
 
     def _miss(self, rows: npt.NDArray[np.int64]) -> None:

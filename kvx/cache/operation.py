@@ -59,6 +59,7 @@ class Operation:
         self._lock = threading.RLock()
         self._steps: list[Step] = []
         self._extras: list[Step] = []
+        self._moving: dict[int, _core.Job] = {}
         self.arrival: Arrival | None = None
         self._began = time.monotonic()
         self._end = self._began + deadline_s
@@ -125,6 +126,7 @@ class Operation:
 
     def _add(self, step: Step, rows: npt.NDArray[np.int64]) -> None:
         self._steps.append(step)
+        self._moving[step.job.id] = step.job
         if self.arrival is not None:
             self.arrival.add(step.job, rows)
 
@@ -132,11 +134,14 @@ class Operation:
         """Take in a job that the transfer waits for until its deadline, but does not depend on."""
         with self._lock:
             self._extras.append(step)
+            self._moving[step.job.id] = step.job
 
     def extra_over(self, job: _core.Job) -> None:
         """Forget such a job, and go on; harmless to repeat."""
         with self._lock:
             self._extras = [step for step in self._extras if step.job is not job]
+            if job.is_quiesced():
+                self._moving.pop(job.id, None)
         self.pump()
 
     def wait_layer(self, layer: int, timeout_s: float | None) -> int:
@@ -152,6 +157,22 @@ class Operation:
         assert self.arrival is not None, "without one the transfer has ended"
         return self.arrival.prefix_blocks(self.reasons)
 
+    def wait_quiesced(self, timeout_s: float) -> bool:
+        """See `Transfer.wait_quiesced`."""
+        end = time.monotonic() + timeout_s
+        while not self.transfer.wait_finished(0):
+            if time.monotonic() >= end:
+                return False
+            self.drive(max(0.0, end - time.monotonic()))
+        with self._lock:
+            jobs = list(self._moving.values())
+        for job in jobs:
+            if not job.wait_quiesced(max(0.0, end - time.monotonic())):
+                return False
+        with self._lock:
+            self._moving.clear()
+        return True
+
     def wait_on_stream(self, stream: int, layer: int | None) -> None:
         """See `Transfer.wait_on_stream`."""
         if self.arrival is None:
@@ -162,6 +183,7 @@ class Operation:
         """Forget a settled job and go on; every settle ends with this."""
         with self._lock:
             self._steps = [step for step in self._steps if step.job is not step_job]
+            self._moving.pop(step_job.id, None)
         self.pump()
 
     def _give_up(self, job: _core.Job) -> None:

@@ -126,6 +126,14 @@ class Pool:
         """Look every key up; pinned blocks must be let go with `index.unpin`."""
         return Found(*self.index.lookup(keys, now_ms, touch, pin))
 
+    def still_holds(
+        self, keys: npt.NDArray[np.uint8], found: Found, now_ms: int
+    ) -> npt.NDArray[np.bool_]:
+        """Return, (n,) bool, where blocks found earlier have been neither dropped nor replaced."""
+        now = self.find(keys, now_ms)
+        held: npt.NDArray[np.bool_] = now.mask & (now.generations == found.generations)
+        return held
+
     def unpin(self, found: Found) -> None:
         """Let go of the blocks found with `pin`; those not found are passed over."""
         self.index.unpin(found.slots[found.mask], found.generations[found.mask])

@@ -7,6 +7,7 @@ not come about in time is let go, and the transfer is as good without.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,21 +21,37 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.operation import Operation
+    from kvx.cache.pool import Found, Pool
     from kvx.cache.shared import Shared
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
 
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
+_HBM = TierKind.HBM
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Blocks that a transfer has verified, and what they came from or went to.
+
+    Attributes:
+        blocks: Where they lie in the engine's memory.
+        keys: (n, 16) uint8.
+        origin: The pool in host memory or on disk that holds them, too.
+        found: Their slots, generations and checksums there.
+    """
+
+    blocks: BlockSelection
+    keys: npt.NDArray[np.uint8]
+    origin: Pool
+    found: Found
 
 
 def promote(
     operation: Operation,
     shared: Shared,
     space: CacheSpace,
-    blocks: BlockSelection,
-    keys: npt.NDArray[np.uint8],
-    checksums: npt.NDArray[np.uint64],
-    expiries_s: npt.NDArray[np.int64],
+    brought: Brought,
 ) -> None:
     """Start to copy blocks into HBM slots, for an operation that waits for it.
 
@@ -42,18 +59,18 @@ def promote(
         operation: The transfer that brought them, pending.
         shared: The cache.
         space: Its namespace.
-        blocks: Where they lie in the engine's memory.
-        keys: (n, 16) uint8.
-        checksums: (n,) uint64 that their bytes were verified against.
-        expiries_s: (n,) int64 Unix time that they expire at; 0 for never.
+        brought: The blocks.
     """
-    pool = space.hbm_pool
+    pool, keys, blocks = space.hbm_pool, brought.keys, brought.blocks
     if pool is None or not len(keys):
         return
-    reservation = space.reserve_until(keys, expiries_s, TierKind.HBM)
+    reservation = space.reserve_until(keys, brought.origin.expiries_s[brought.found.slots], _HBM)
     got = reservation.outcomes == _RESERVED
-    keys, checksums = keys[got], checksums[got]
-    slots, generations = reservation.slots[got], reservation.generations[got]
+    # Looked at after they were reserved: a block dropped since it was found must not come back.
+    stays = got & brought.origin.still_holds(keys, brought.found, shared.now_ms())
+    pool.index.abort(reservation.slots[got & ~stays], reservation.generations[got & ~stays])
+    keys, checksums = keys[stays], brought.found.checksums[stays]
+    slots, generations = reservation.slots[stays], reservation.generations[stays]
     if not len(keys):
         return
 
@@ -62,7 +79,7 @@ def promote(
         with shared.events.changing():
             stands = pool.index.commit(slots[arrived], generations[arrived], checksums[arrived])
             stored = keys[arrived][stands]  # the others were dropped meanwhile
-            shared.note_stored(space.namespace_id, TierKind.HBM, stored)
+            shared.note_stored(space.namespace_id, _HBM, stored)
         pool.index.abort(slots[~arrived], generations[~arrived])
         operation.extra_over(job)
 
@@ -71,7 +88,7 @@ def promote(
             lambda: Step(
                 shared.engine.device_in(
                     blocks.planes,
-                    np.ascontiguousarray(blocks.ids[got]),
+                    np.ascontiguousarray(blocks.ids[stays]),
                     pool.addresses(slots),
                     operation.remaining_s(),
                 ),

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 _COMPLETIONS_MAX = 256
 _IDLE_S = 1.0
 _LEFT_TO_WAITER_S = 0.005
+# States of a job that has come to its own end, rather than being ended.
+_OUTCOMES = ("done", "failed")
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +69,8 @@ class Step:
         if not self.job.is_terminal():
             return False
         if not self.job.is_quiesced():
+            if self.job.state() in _OUTCOMES:
+                return False  # its last copy is just letting go; that is announced, too
             with self.lock:
                 first = not (self.is_given_up or self.is_settled)
                 self.is_given_up = True

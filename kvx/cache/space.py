@@ -226,7 +226,9 @@ class CacheSpace:
         shared = self._shared
         now_ms = shared.now_ms()
         held = np.zeros(len(keys), np.bool_)
-        for tier, pool in shared.pools_of(self.block_bytes):
+        pools = shared.pools_of(self.block_bytes)
+        # Down and up again: on either way a block on the move is met before or after it arrives.
+        for tier, pool in [*pools, *reversed(pools[:-1])]:
             held |= pool.find(keys, now_ms).mask
             shared.remove(pool, tier, keys, MissReason.DROPPED)
         return int(held.sum())

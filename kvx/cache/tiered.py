@@ -110,7 +110,7 @@ class TieredCache:
         count = 0
         pools = self._shared.pools()
         held = [(pool.slot_bytes, pool.index.snapshot()["keys"]) for _, pool in pools]
-        for tier, pool in pools:
+        for tier, pool in [*pools, *reversed(pools)]:
             # Those of the other tier too: what is on its way between them must not arrive.
             keys = np.concatenate([keys for size, keys in held if size == pool.slot_bytes])
             count += self._shared.remove(pool, tier, keys, MissReason.DROPPED)

@@ -50,6 +50,9 @@ class Driver(Protocol):
     def wait_on_stream(self, stream: int, layer: int | None) -> None:
         """See `Transfer.wait_on_stream`."""
 
+    def wait_quiesced(self, timeout_s: float) -> bool:
+        """See `Transfer.wait_quiesced`."""
+
 
 def state_of(error: KvxError | None) -> TransferState:
     """Return the terminal state that an outcome stands for."""
@@ -149,6 +152,21 @@ class Transfer(Generic[ResultT]):
             UnavailableError: The driver cannot make streams wait for host memory; `wait` instead.
         """
         self._driver.wait_on_stream(stream_handle(stream), layer)
+
+    def wait_quiesced(self, timeout_s: float) -> bool:
+        """Wait until nothing reads or writes the blocks that the transfer was given any more.
+
+        A transfer that is done has quiesced. One that was cancelled or timed out has ended although
+        a copy may still be under way: until this returns True its source must not be freed, and its
+        target neither read, nor freed, nor given to somebody else.
+
+        Args:
+            timeout_s: Seconds to wait at most; 0 to ask.
+
+        Returns:
+            False when time was up first.
+        """
+        return self._driver.wait_quiesced(timeout_s)
 
     def wait_finished(self, timeout_s: float) -> bool:
         """Sleep until somebody else completes the transfer; for drivers. True once terminal."""

@@ -261,6 +261,8 @@ void bind_device(nb::module_& module) {
       .def(
           "info", [](PyDevice& self) { return info_dict(self.open().info()); },
           nb::sig("def info(self) -> dict[str, object]"), "What the device is and can do.")
+      .def("close", &PyDevice::close,
+           "Let go of the device; what it made keeps it open. Later calls raise UsageError.")
       .def("memory_bytes", &memory_bytes, nb::sig("def memory_bytes(self) -> tuple[int, int]"),
            "Bytes that are free, and in all.")
       .def("allocate", &allocate, "bytes"_a, "is_exportable"_a = false,

@@ -29,12 +29,16 @@ void EngineCore::run_grain(JobRecord& job, const Grain& grain) {
     // Others learn of it through the ledger's release below.
     if (outcome.code != Code::kOk) job.has_failed.store(true, std::memory_order_relaxed);
   }
+  CopyGroup* group = nullptr;
   if (job.batch.is_layered()) {
     collect_verified(job, verified, refused);
   } else if (!verified.empty()) {
-    send_verified(job, std::move(verified));
+    group = add_group(job, std::move(verified));
   }
+  // Before the blocks are sent, so that mostly nobody but their completion holds the job then, and
+  // it announces both its ends at once.
   settle_balance(job, job.ledger.release(1, settled));
+  if (group != nullptr) send_group(job, *group, 0, planes_of(job.batch));
 }
 
 bool EngineCore::help(JobRecord& job) {

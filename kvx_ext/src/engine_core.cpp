@@ -160,6 +160,8 @@ CloseReport EngineCore::close(double timeout_s) {
     close_report_.abandoned_bytes += job->total_bytes;
   }
   completions_.close();
+  // Its copies are over, and whoever keeps the closed engine for its counters need not keep it.
+  if (close_report_.abandoned_jobs == 0) device_.reset();
   return close_report_;
 }
 

@@ -60,7 +60,7 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
 
   // engine_device.cpp
   void submit_copies(JobRecord& job);
-  void send_verified(JobRecord& job, std::vector<int32_t> blocks);
+  CopyGroup* add_group(JobRecord& job, std::vector<int32_t> blocks);
   // Of a layered job: `blocks` may be sent, `refused` more never will be. The last ones begin it.
   void collect_verified(JobRecord& job, const std::vector<int32_t>& blocks, int64_t refused);
   void send_layers(JobRecord& job);

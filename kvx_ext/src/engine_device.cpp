@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "engine_core.h"
+#include "stages.h"
 
 namespace kvx {
 
@@ -53,8 +54,6 @@ CopyRuns runs_of(const Batch& batch, const std::vector<int32_t>& blocks, int fir
   return runs;
 }
 
-int planes_of(const Batch& batch) { return static_cast<int>(batch.planes.planes().size()); }
-
 }  // namespace
 
 void EngineCore::submit_copies(JobRecord& job) {
@@ -65,19 +64,19 @@ void EngineCore::submit_copies(JobRecord& job) {
     for (int64_t i = first; i < std::min(blocks, first + group_blocks); ++i) {
       if (job.ledger.begin(i)) begun.push_back(static_cast<int32_t>(i));
     }
-    if (!begun.empty()) send_verified(job, std::move(begun));
+    CopyGroup* group = begun.empty() ? nullptr : add_group(job, std::move(begun));
+    if (group != nullptr) send_group(job, *group, 0, planes_of(job.batch));
   }
 }
 
-void EngineCore::send_verified(JobRecord& job, std::vector<int32_t> blocks) {
-  CopyGroup* group = nullptr;
-  {
-    std::lock_guard lock(job.groups_mutex);
-    group = &job.groups.emplace_back();
-  }
-  group->job = &job;
-  group->blocks = std::move(blocks);
-  send_group(job, *group, 0, planes_of(job.batch));
+// Null when the job has quiesced; else the group holds it.
+CopyGroup* EngineCore::add_group(JobRecord& job, std::vector<int32_t> blocks) {
+  if (!job.ledger.try_hold(1)) return nullptr;
+  std::lock_guard lock(job.groups_mutex);
+  CopyGroup& group = job.groups.emplace_back();
+  group.job = &job;
+  group.blocks = std::move(blocks);
+  return &group;
 }
 
 void EngineCore::collect_verified(JobRecord& job, const std::vector<int32_t>& blocks,
@@ -98,13 +97,8 @@ void EngineCore::send_layers(JobRecord& job) {
   std::sort(job.verified.begin(), job.verified.end());
   const int layers = planes_of(job.batch) / job.batch.layer_planes;
   for (int layer = 0; layer < layers; ++layer) {
-    CopyGroup* group = nullptr;
-    {
-      std::lock_guard lock(job.groups_mutex);
-      group = &job.groups.emplace_back();
-    }
-    group->job = &job;
-    group->blocks = job.verified;
+    CopyGroup* group = add_group(job, job.verified);
+    if (group == nullptr) return;
     group->layers_done = layer + 1;
     group->settles = layer + 1 == layers;
     send_group(job, *group, layer * job.batch.layer_planes, job.batch.layer_planes);
@@ -113,7 +107,6 @@ void EngineCore::send_layers(JobRecord& job) {
 
 // REQUIRES: the caller keeps the job alive.
 void EngineCore::send_group(JobRecord& job, CopyGroup& group, int first_plane, int planes) {
-  if (!job.ledger.try_hold(1)) return;
   group.is_in_flight.store(true, std::memory_order_release);
   copies_->submit({.direction = direction_of(job.batch),
                    .runs = runs_of(job.batch, group.blocks, first_plane, planes),

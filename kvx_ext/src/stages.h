@@ -14,6 +14,9 @@ struct BlockOutcome {
 
 // Gathers, scatters or verifies block `block`. `flips_bit` is a failpoint: a gathered block is
 // damaged after its checksum was taken, others as if a bit had been read wrong.
+[[nodiscard]] inline int planes_of(const Batch& batch) {
+  return static_cast<int>(batch.planes.planes().size());
+}
 [[nodiscard]] inline bool writes_slot(const Batch& batch) {
   return batch.kind == JobKind::kCopyIn && !batch.is_on_device;
 }

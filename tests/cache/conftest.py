@@ -12,7 +12,7 @@ import pytest
 import kvx
 from kvx.cache.assembly import FaultInjection
 from tests.cache import on_device
-from tests.sim.cuda_fixture import loaded_driver, simulated_driver
+from tests.sim.cuda_fixture import loaded_driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.sim.cuda_driver import SimulatedDriver
 
-__all__ = ["loaded_driver", "simulated_driver"]
+__all__ = ["loaded_driver"]
 
 BLOCK_BYTES = 16 << 10
 
@@ -57,23 +57,29 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[on_device.Gpu | None]:
     if request.param == "host":
         yield None
         return
-    driver: SimulatedDriver = request.getfixturevalue("simulated_driver")
+    # Never set back: what an earlier test left to the garbage collector would be freed twice.
+    driver: SimulatedDriver = request.getfixturevalue("loaded_driver")
     driver.set_shuffle_seed(int(request.param[-1]))
     with on_device.use(driver) as made:
         yield made
+    convictions = driver.convictions()
+    driver.clear_convictions()
+    assert not convictions, "\n".join(convictions)
 
 
 @pytest.fixture
 def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
     """Open caches of 2 MiB DRAM, over NVMe unless `has_nvme` is False; closed after the test.
 
-    With a GPU they have 1 MiB of HBM, too, and `open_space` puts blocks into device memory.
+    With a GPU they have 1 MiB of HBM, too, unless `has_hbm` is False, and `open_space` puts blocks
+    into device memory.
     """
     opened: list[kvx.TieredCache] = []
 
     def opener(
         *,
         has_nvme: bool = True,
+        has_hbm: bool = True,
         dram: dict[str, object] | None = None,
         nvme: dict[str, object] | None = None,
         faults: FaultInjection | None = None,
@@ -82,7 +88,8 @@ def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
     ) -> kvx.TieredCache:
         tiers: list[dict[str, object]] = [{"kind": "dram", "capacity": "2MiB", **(dram or {})}]
         if gpu is not None:
-            tiers.insert(0, {"kind": "hbm", "capacity": "1MiB", "emulation": "never"})
+            if has_hbm:
+                tiers.insert(0, {"kind": "hbm", "capacity": "1MiB", "emulation": "never"})
             settings["gpu"] = {"driver": str(gpu.driver.path), "calibrate": False}
         if has_nvme:
             tier = {

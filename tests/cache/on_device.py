@@ -41,7 +41,7 @@ def use(driver: SimulatedDriver) -> Iterator[Gpu]:
     try:
         yield _in_use[-1]
     finally:
-        _in_use.pop()
+        _in_use.pop().device.close()
 
 
 def wrapped(space: kvx.CacheSpace) -> kvx.CacheSpace:
@@ -121,7 +121,8 @@ class DeviceTransfer:
         return getattr(self._inner, name)
 
     def _settle(self) -> None:
-        if self._inner.poll() is not kvx.TransferState.PENDING:
+        # What hangs for good is left alone, as an engine would have to.
+        if self._inner.poll() is not kvx.TransferState.PENDING and self._inner.wait_quiesced(0.2):
             self._bring_back()
             self._bring_back = lambda: None
 

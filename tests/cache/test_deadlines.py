@@ -127,7 +127,7 @@ def test_timers_that_come_back_at_once_hold_up_no_transfer(open_cache: Opener) -
 def test_stuck_copies_end_on_time(open_cache: Opener, verb: str) -> None:
     """Copies cannot be cancelled: their memory is quarantined, then nothing moves any more."""
     failpoints, faults = injected()
-    space = open_space(cache := open_cache(has_nvme=False, faults=faults))
+    space = open_space(cache := open_cache(has_nvme=False, has_hbm=False, faults=faults))
     held, given = make_hashes(COUNT), make_blocks(COUNT)
     if verb == "onboard":
         space.offload(held, given).wait()

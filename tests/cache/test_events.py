@@ -223,7 +223,7 @@ def test_a_later_version_may_append_fields() -> None:
 
 def test_snapshot_and_replay_follow_a_cache(open_cache: Callable[..., kvx.TieredCache]) -> None:
     """Whoever starts from any snapshot and replays has the cache's own picture of itself."""
-    cache = open_cache()
+    cache = open_cache(has_hbm=False)
     space = open_space(cache)
     assert cache.events.snapshot().sequence == 0
     snapshots = []
@@ -247,7 +247,7 @@ def test_snapshot_and_replay_follow_a_cache(open_cache: Callable[..., kvx.Tiered
 
 
 def test_events_name_the_namespace(open_cache: Callable[..., kvx.TieredCache]) -> None:
-    cache = open_cache(has_nvme=False)
+    cache = open_cache(has_nvme=False, has_hbm=False)
     space = open_space(cache)
     heard: list[Event] = []
     cache.events.subscribe(heard.append)
@@ -261,7 +261,7 @@ def test_events_name_the_namespace(open_cache: Callable[..., kvx.TieredCache]) -
 def test_blocks_arrive_although_a_listener_fails(
     open_cache: Callable[..., kvx.TieredCache],
 ) -> None:
-    cache = open_cache(has_nvme=False)
+    cache = open_cache(has_nvme=False, has_hbm=False)
 
     def fail(event: Event) -> None:
         raise RuntimeError(event.sequence)

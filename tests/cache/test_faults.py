@@ -161,7 +161,7 @@ def test_breaker_opens_and_closes_again(open_cache: Opener) -> None:
 
 @pytest.mark.parametrize("has_nvme", [False, True])
 def test_a_bit_that_flips_in_dram(open_cache: Opener, has_nvme: bool) -> None:
-    space = open_space(cache := open_cache(has_nvme=has_nvme))
+    space = open_space(cache := open_cache(has_nvme=has_nvme, has_hbm=False))
     space.offload(make_hashes(COUNT), make_blocks(COUNT)).wait()
     cache.flush()
     rng = random.Random("bits")

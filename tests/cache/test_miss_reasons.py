@@ -141,7 +141,7 @@ def test_corrupt_on_nvme(open_cache: Opener) -> None:
 
 def test_corrupt_in_dram(open_cache: Opener) -> None:
     failpoints, faults = injected()
-    space = open_space(cache := open_cache(has_nvme=False, faults=faults))
+    space = open_space(cache := open_cache(has_nvme=False, has_hbm=False, faults=faults))
     space.offload(HASHES, BLOCKS).wait()
     failpoints.set("copy", "flip", seed=1)
     expect(cache, "onboard", onboard(space, HASHES).reasons, kvx.MissReason.CORRUPT)

@@ -1,5 +1,6 @@
 #include "device/cuda_copies.h"
 
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -54,11 +55,16 @@ class CudaCopies final : public CopyBackend {
     }
     for (std::thread& thread : threads_) is_drained ? thread.join() : thread.detach();
     threads_.clear();
+    // Streams and staging memory go now; the object may be kept for its counters.
+    std::lock_guard lock(lanes_mutex_);
+    for (const auto& lane : lanes_) lane->add_stats(&final_stats_);
+    lanes_.clear();
     return abandoned;
   }
 
   CopyStats stats() const override {
-    CopyStats total;
+    std::lock_guard lock(lanes_mutex_);
+    CopyStats total = final_stats_;
     for (const auto& lane : lanes_) lane->add_stats(&total);
     total.in_flight = desk_->in_flight();
     return total;
@@ -66,7 +72,9 @@ class CudaCopies final : public CopyBackend {
 
  private:
   const std::shared_ptr<CopyDesk> desk_;
-  std::vector<std::shared_ptr<CudaLane>> lanes_;
+  mutable std::mutex lanes_mutex_;                // close() against stats()
+  std::vector<std::shared_ptr<CudaLane>> lanes_;  // lanes_mutex_
+  CopyStats final_stats_;                         // lanes_mutex_; of lanes that are gone
   std::vector<std::thread> threads_;
   bool is_closed_ = false;
 };
