@@ -20,6 +20,8 @@ REAL_LIBRARY = "libcuda.so.1"
 SIZES = tuple(4096 << i for i in range(11))
 PATIENCE_S = 30.0
 _PIECE_BYTES = 4 << 20
+# No test waits for more.
+_OPEN = 1 << 20
 
 Bytes = npt.NDArray[np.uint8]
 Addresses = npt.NDArray[np.uint64]
@@ -112,6 +114,8 @@ class Gpu:
         self._access = access
         self._made = contextlib.ExitStack()
         self._copies: list[_core.Copies] = []
+        self._gates: list[_core.Gate] = []
+        self._regions: list[MemoryRegion] = []
 
     @property
     def device(self) -> _core.Device:
@@ -143,6 +147,8 @@ class Gpu:
         region = MemoryRegion(num_bytes)
         pinned = self.device.pin(region.address, region.size_bytes)
         self._made.callback(pinned.close)
+        # Memory must not go before it is unpinned.
+        self._regions.append(region)
         assert pinned.wait(PATIENCE_S)
         array: Bytes = region.array()[:num_bytes]
         return array
@@ -153,6 +159,11 @@ class Gpu:
         self._made.callback(self.device.destroy_stream, stream)
         return stream
 
+    def gate(self) -> _core.Gate:
+        """Make a gate that opens behind the test, so that one that fails leaves no stream stuck."""
+        self._gates.append(self.device.make_gate())
+        return self._gates[-1]
+
     def copies(self, **options: object) -> _core.Copies:
         """Open copies with options of `_core.Copies`."""
         self._copies.append(_core.Copies(self.device, **options))
@@ -160,9 +171,13 @@ class Gpu:
 
     def close(self) -> None:
         """Give up all that was made, and the device."""
+        for gate in self._gates:
+            gate.advance(_OPEN)
+        self._gates.clear()
         abandoned = sum(copies.close(PATIENCE_S) for copies in self._copies)
         self._copies.clear()
         self._made.close()
+        self._regions.clear()
         self._access.close()
         health = self.device.health()
         self._device = None

@@ -25,7 +25,7 @@ def test_a_copy_follows_its_mark(gpu_with_gates: Gpu) -> None:
     gpu = gpu_with_gates
     host, memory, stream = gpu.host(SIZE), gpu.memory(SIZE), gpu.stream()
     gpu.write(memory.address, bytes(SIZE))
-    gate = gpu.device.make_gate()
+    gate = gpu.gate()
     assert gate.wait_on(stream, 1) == ""
     gpu.device.fill(memory.address, 0x5A, SIZE, stream)
     mark = gpu.device.mark(stream)
@@ -45,17 +45,15 @@ def test_what_comes_after_the_mark_is_not_waited_for(gpu_with_gates: Gpu) -> Non
     host, memory, stream = gpu.host(SIZE), gpu.memory(2 * SIZE), gpu.stream()
     gpu.device.fill(memory.address, 7, SIZE, stream)
     mark = gpu.device.mark(stream)
-    gate = gpu.device.make_gate()
+    gate = gpu.gate()
     assert gate.wait_on(stream, 1) == ""
     gpu.device.fill(memory.address + SIZE, 8, SIZE, stream)
     copies = gpu.copies()
     run = (one(address_of(host)), one(memory.address), one(SIZE))
     ticket = copies.submit("d2h", *run, after=mark)
-    try:
-        assert Code(copies.wait(ticket, PATIENCE_S)) is Code.OK
-    finally:
-        gate.advance(1)
+    assert Code(copies.wait(ticket, PATIENCE_S)) is Code.OK
     assert (host == 7).all()
+    gate.advance(1)
     gpu.device.stream_synchronize(stream)
     assert gpu.read(memory.address + SIZE, SIZE) == bytes([8]) * SIZE
 
@@ -66,7 +64,7 @@ def test_a_stream_waits_for_its_gate_to_reach_the_value(gpu_with_gates: Gpu) -> 
     host, memory, stream = gpu.host(2 * SIZE), gpu.memory(2 * SIZE), gpu.stream()
     results = gpu.host(4096)
     host[:SIZE], host[SIZE:] = 1, 2
-    gate = gpu.device.make_gate()
+    gate = gpu.gate()
     assert gate.wait_on(stream, 2) == ""
     gpu.device.fill(memory.address, 9, 4096, stream)
     copies = gpu.copies()
@@ -83,7 +81,7 @@ def test_a_stream_waits_for_its_gate_to_reach_the_value(gpu_with_gates: Gpu) -> 
 
 
 def test_a_gate_only_grows(gpu: Gpu) -> None:
-    gate = gpu.device.make_gate()
+    gate = gpu.gate()
     assert gate.value == 0
     gate.advance(5)
     gate.advance(3)
@@ -93,7 +91,7 @@ def test_a_gate_only_grows(gpu: Gpu) -> None:
 def test_a_gate_that_was_reached_holds_nobody_up(gpu_with_gates: Gpu) -> None:
     gpu = gpu_with_gates
     stream = gpu.stream()
-    gate = gpu.device.make_gate()
+    gate = gpu.gate()
     gate.advance(3)
     assert gate.wait_on(stream, 2) == ""
     gpu.device.stream_synchronize(stream)
@@ -103,4 +101,4 @@ def test_the_null_stream_is_refused(gpu: Gpu) -> None:
     with pytest.raises(UsageError):
         gpu.device.mark(0)
     with pytest.raises(UsageError):
-        gpu.device.make_gate().wait_on(0, 1)
+        gpu.gate().wait_on(0, 1)
