@@ -27,6 +27,7 @@ def rig(gpu: Gpu, tmp_path: Path) -> Iterator[GpuRig]:
     vars(made).clear()
 
 
+@pytest.mark.filterwarnings("default")  # what torch warns of on a real one is its own affair
 def test_one_command_measures_everything(
     gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
