@@ -88,10 +88,13 @@ void test_close_and_cancel_complete_everything() {
   std::atomic<uint64_t> submitted{0};
   std::thread submitting([&] {
     for (uint64_t token = 0; token < kRequests; ++token) {
-      copies->submit(one_run(static_cast<CopyDirection>(token % 2),
-                             token % 2 == 0 ? memory->address() : address_of(host->data()),
-                             token % 2 == 0 ? address_of(host->data()) : memory->address(), 1 << 16,
-                             token));
+      // The directions run side by side, so each has a half of the memory.
+      const uint64_t on_host = address_of(host->data()) + (token % 2) * (4 << 20);
+      const uint64_t on_device = memory->address() + (token % 2) * (4 << 20);
+      copies->submit(
+          token % 2 == 0
+              ? one_run(CopyDirection::kHostToDevice, on_device, on_host, 1 << 16, token)
+              : one_run(CopyDirection::kDeviceToHost, on_host, on_device, 1 << 16, token));
       if (token % 3 == 0) copies->cancel(token);
       submitted = token + 1;
     }
