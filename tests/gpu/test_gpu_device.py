@@ -44,10 +44,11 @@ def test_memory_is_taken_and_given_back(gpu: Gpu) -> None:
     assert memory.bytes == size
     assert not memory.is_exportable
     assert gpu.device.memory_bytes()[0] <= before - size
-    assert gpu.device.check_address(memory.address) == size
-    assert gpu.device.check_address(memory.address + 100) == size - 100
+    there = gpu.device.check_address(memory.address)
+    assert there >= size
+    assert gpu.device.check_address(memory.address + 100) == there - 100
     memory.close()
-    assert gpu.device.memory_bytes()[0] >= before - MIB
+    assert gpu.device.memory_bytes()[0] >= before - 4 * MIB
     with pytest.raises(UsageError):
         _ = memory.address
 
@@ -77,7 +78,7 @@ def test_exportable_memory_is_rounded_up(gpu: Gpu) -> None:
     memory = gpu.memory(MIB, is_exportable=True)
     assert memory.is_exportable
     assert memory.bytes >= MIB
-    assert gpu.device.check_address(memory.address) == memory.bytes
+    assert gpu.device.check_address(memory.address) >= memory.bytes
 
 
 def test_pinned_memory_is_pinned_whole(gpu: Gpu) -> None:
