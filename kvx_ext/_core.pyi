@@ -2,6 +2,7 @@
 Native core of kvx: memory, copies with checksums, block index and file I/O.
 """
 
+from collections.abc import Sequence
 import enum
 from typing import Annotated
 
@@ -670,6 +671,54 @@ class Copies:
         """
         Cancel what has not begun and wait for the rest. Returns how many copies had to be abandoned: their memory must never be freed. Later calls return the same.
         """
+
+class Kernels:
+    """
+    kvx's kernels on one GPU. A launch is ordered on its stream, a CUstream but not the null one, and returns before it has run; memory must live until then. Thread-safe.
+    """
+
+    def __init__(self, device: Device) -> None:
+        """Load them, which may take a compiler seconds. Raises UnavailableError."""
+
+    @property
+    def origin(self) -> str:
+        """"fatbin" or "nvrtc"."""
+
+    @property
+    def launches(self) -> int:
+        """Kernels launched so far on this device."""
+
+    def copy_fragments(self, stream: int, fragments_address: int, count: int, fragment_bytes_max: int, ctas: int = 4) -> None:
+        """
+        Copy `count` fragments, whose table of uint64 (target, source, bytes) lies at an address of the device or in pinned memory.
+        """
+
+    def permute(self, stream: int, target: int, source: int, *, sizes: Sequence[int], target_strides: Sequence[int], source_strides: Sequence[int], run_bytes: int, target_ids: int = 0, source_ids: int = 0, ctas: int = 4) -> None:
+        """
+        Copy between two arrays of up to 5 axes over runs of `run_bytes`, strides in bytes. `target_ids` and `source_ids`: addresses of int64 places along the first axis, or 0.
+        """
+
+    def reshard(self, stream: int, whole: int, parts: Sequence[int], *, whole_block_stride: int, part_block_stride: int, blocks: int, rows: int, run_bytes: int, is_merge: bool, ctas: int = 4) -> None:
+        """
+        Split blocks of (rows, parts, run) into parts of (rows, run) each, or merge them. At most 16 parts.
+        """
+
+    def poison(self, stream: int, target: int, bytes: int, ctas: int = 4) -> None:
+        """Fill device memory with 0xFF."""
+
+    def quantise_fp8(self, stream: int, wide: int, narrow: int, scales: int, partials: int, *, shape: Sequence[int], wide_strides: Sequence[int], narrow_strides: Sequence[int], kind: str, ctas: int = 4) -> None:
+        """
+        Write e4m3fn `narrow` and (blocks, heads) float32 `scales` of `wide`; `shape` is (blocks, tokens, heads, dim), strides those of its first three axes, in bytes, `kind` "float16", "bfloat16" or "float32". `partials` is scratch.
+        """
+
+    def dequantise_fp8(self, stream: int, wide: int, narrow: int, scales: int, *, shape: Sequence[int], wide_strides: Sequence[int], narrow_strides: Sequence[int], kind: str, ctas: int = 4) -> None:
+        """
+        Write `wide` from `narrow` and `scales`; the rest as in `quantise_fp8`.
+        """
+
+    @staticmethod
+    def partials_bytes(blocks: int, heads: int) -> int:
+        """Bytes of scratch that quantising needs."""
 
 class Job:
     """

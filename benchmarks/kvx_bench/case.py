@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from kvx_bench.row import Row
 
 
+DRIVER = "libcuda.so.1"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to run.
@@ -20,11 +23,13 @@ class Options:
         is_quick: Smaller sizes and fewer repeats: ends within 20 s.
         path: Directory for what must lie on a disk.
         threads: Copy threads of the cache and of its limit line.
+        driver: Library of the CUDA driver.
     """
 
     is_quick: bool
     path: Path
     threads: int
+    driver: str = DRIVER
 
     @property
     def repeats(self) -> int:

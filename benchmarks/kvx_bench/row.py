@@ -73,10 +73,10 @@ def throughput_row(
     """Make a row of bytes a second from pairs of runs over `num_bytes` each."""
     return Row(
         key,
-        gb_per_s=num_bytes / GB / _median(mine.wall_s for mine, _ in pairs),
-        limit=num_bytes / GB / _median(limit.wall_s for _, limit in pairs),
-        ratio=_median(limit.wall_s / mine.wall_s for mine, limit in pairs),
-        cpu_s_per_gb=_median(mine.cpu_s for mine, _ in pairs) / (num_bytes / GB),
+        gb_per_s=num_bytes / GB / median(mine.wall_s for mine, _ in pairs),
+        limit=num_bytes / GB / median(limit.wall_s for _, limit in pairs),
+        ratio=median(limit.wall_s / mine.wall_s for mine, limit in pairs),
+        cpu_s_per_gb=median(mine.cpu_s for mine, _ in pairs) / (num_bytes / GB),
         note=note,
     )
 
@@ -88,7 +88,8 @@ def percentiles_us(seconds: list[float]) -> tuple[float, float]:
     return ordered[last // 2] * 1e6, ordered[min(last, int(last * 0.99))] * 1e6
 
 
-def _median(values: Iterable[float]) -> float:
+def median(values: Iterable[float]) -> float:
+    """Return the median of at least one value."""
     return statistics.median(values)
 
 

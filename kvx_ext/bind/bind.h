@@ -21,6 +21,7 @@ void bind_block_index(nanobind::module_& module);
 void bind_failpoint(nanobind::module_& module);
 void bind_device(nanobind::module_& module);
 void bind_copies(nanobind::module_& module);
+void bind_kernels(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 
 }  // namespace kvx::bind

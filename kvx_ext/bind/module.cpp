@@ -14,5 +14,6 @@ NB_MODULE(_core, module) {
   kvx::bind::bind_failpoint(module);
   kvx::bind::bind_device(module);
   kvx::bind::bind_copies(module);
+  kvx::bind::bind_kernels(module);
   kvx::bind::bind_engine(module);
 }
