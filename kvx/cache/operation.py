@@ -214,7 +214,11 @@ class Operation:
             if self._ended_by is not None or self.transfer.wait_finished(0):
                 return
             self._ended_by = error
-            steps = list(self._steps)
+            steps = self._steps + self._extras
+            # First of all: whoever sees the transfer ended may reuse its source at once, and a copy
+            # that goes on from there must not count as arrived.
+            for step in steps:
+                step.job.cancel()
             is_cancel = isinstance(error, TransferCancelled)
             left = self.reasons == _PENDING
             self.reasons[left] = MissReason.CANCELLED if is_cancel else MissReason.DEADLINE
@@ -223,8 +227,6 @@ class Operation:
                 self.reasons[self.waiting] = MissReason.NO_ROOM
             self.waiting = self.waiting[:0]
             self._finish()
-        for step in steps:
-            step.job.cancel()
 
     def _settle_reason(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
         """Record outcomes of rows; after an early end they come too late and are dropped."""

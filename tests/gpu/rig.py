@@ -209,8 +209,8 @@ def on_simulated(driver: SimulatedDriver) -> Iterator[Gpu]:
 
 def forcing(method: str) -> npt.NDArray[np.float64]:
     """Return a calibration in which one method alone has rates, so that it is what is planned."""
-    gb_s = np.zeros((len(_core.COPY_DIRECTIONS), len(_core.COPY_METHODS), len(SIZES)))
-    gb_s[:, _core.COPY_METHODS.index(method)] = 1.0
+    gb_s = np.zeros((len(_core.copy_directions()), len(_core.copy_methods()), len(SIZES)))
+    gb_s[:, _core.copy_methods().index(method)] = 1.0
     return gb_s
 
 

@@ -98,11 +98,13 @@ def _row(one: _List, run_bytes: int, repeats: int, *, has_kernels: bool) -> Row:
         )
         for _ in range(repeats)
     )
-    methods = {_core.copy_methods()[method] for method in np.asarray(plan["methods"]).tolist()}
+    calls = np.asarray(plan["methods"])
+    methods = {_core.copy_methods()[method] for method in calls.tolist()}
+    runs_left = len(np.asarray(plan["bytes"]))
     return Row(
         f"plan.h2d.{run_bytes >> 10}KiB.{one.variant}{'.kernels' if has_kernels else ''}",
         per_s=1e9 * len(one.targets) / ns,
         p50_us=ns / 1e3,
-        note=f"{ns / len(one.targets):.1f} ns a run; {one.note}; {len(np.asarray(plan['bytes']))} runs left, "
-        f"{len(np.asarray(plan['methods']))} calls, {' and '.join(sorted(methods))}",
+        note=f"{ns / len(one.targets):.1f} ns a run; {one.note}; {runs_left} runs left, "
+        f"{len(calls)} calls, {' and '.join(sorted(methods))}",
     )

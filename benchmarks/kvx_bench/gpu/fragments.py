@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def fragment_rows(rig: GpuRig, options: Options) -> Iterator[Row]:
     """Force each method first; what that measures is the calibration the planner chooses by."""
-    rates, plain = np.zeros_like(forcing()), np.zeros(len(_core.COPY_DIRECTIONS))
+    rates, plain = np.zeros_like(forcing()), np.zeros(len(_core.copy_directions()))
     reasons = {method: rig.why_not(method) for method in METHODS}
     for direction in DIRECTIONS:
         bench = _Bench(rig, direction, options.repeats)
-        at = _core.COPY_DIRECTIONS.index(direction)
+        at = _core.copy_directions().index(direction)
         for method, reason in reasons.items():
             if reason:
                 yield Row(f"gpu.{direction}.{method}", note=f"not here: {reason}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvx_bench.row import Sample
 
 DIRECTIONS = ("h2d", "d2h")
-METHODS: tuple[str, ...] = _core.COPY_METHODS
+METHODS: tuple[str, ...] = _core.copy_methods()
 SIZES = tuple(4096 << i for i in range(11))
 # No copy here takes a second on a device that works.
 _PATIENCE_S = 60.0
@@ -37,7 +37,7 @@ def size_name(num_bytes: int) -> str:
 
 def forcing(*methods: str) -> npt.NDArray[np.float64]:
     """Return a calibration in which these methods alone have rates: no other is planned then."""
-    gb_s = np.zeros((len(_core.COPY_DIRECTIONS), len(METHODS), len(SIZES)))
+    gb_s = np.zeros((len(_core.copy_directions()), len(METHODS), len(SIZES)))
     gb_s[:, [METHODS.index(method) for method in methods]] = 1.0
     return gb_s
 
