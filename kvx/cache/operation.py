@@ -20,6 +20,8 @@ from kvx.transfer.codes import Code
 from kvx.transfer.handle import Transfer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from kvx.cache.arrival import Arrival
@@ -130,9 +132,10 @@ class Operation:
         if self.arrival is not None:
             self.arrival.add(step.job, rows)
 
-    def add_extra(self, step: Step) -> None:
-        """Take in a job that the transfer waits for until its deadline, but does not depend on."""
-        with self._lock:
+    def add_extra(self, submit: Callable[[], Step]) -> None:
+        """Submit a job that the transfer waits for until its deadline, but does not depend on."""
+        with self._lock:  # its end must not be noted before its beginning
+            step = submit()
             self._extras.append(step)
             self._moving[step.job.id] = step.job
 

@@ -84,7 +84,7 @@ def promote(
         operation.extra_over(job)
 
     operation.add_extra(
-        shared.reactor.submit(
+        lambda: shared.reactor.submit(
             lambda: Step(
                 shared.engine.device_in(
                     blocks.planes,
