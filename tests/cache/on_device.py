@@ -122,7 +122,7 @@ class DeviceTransfer:
 
     def _settle(self) -> None:
         # What hangs for good is left alone, as an engine would have to.
-        if self._inner.poll() is not kvx.TransferState.PENDING and self._inner.wait_quiesced(0.2):
+        if self._inner.poll() is not kvx.TransferState.PENDING and self._inner.wait_quiesced(0.0):
             self._bring_back()
             self._bring_back = lambda: None
 
