@@ -34,6 +34,14 @@ void wait_until(const std::function<bool()>& is_so) {
   CHECK(!"waited in vain");
 }
 
+// What operations touch is noted when they begin to run. The host learns nothing by these two.
+void wait_until_copying() {
+  wait_until([] { return simulated_count("tracked_accesses") > 0; });
+}
+void wait_until_copied(const char* direction, int64_t bytes) {
+  wait_until([=] { return simulated_count(direction) == bytes; });
+}
+
 // What the first conviction is of; empty: there is none.
 std::string convicted_kind() {
   std::array<char, 500> text{};
@@ -124,6 +132,7 @@ void read_what_has_arrived() {
   world.copies->submit(world.request(CopyDirection::kDeviceToHost));
   CHECK(world.completions.wait(0).code == Code::kOk);
   world.note_host(/*is_write=*/false);
+  wait_until_copied("bytes_d2h", kRuns * kRunBytes);
 }
 
 void overwrite_what_was_sent() {
@@ -132,6 +141,7 @@ void overwrite_what_was_sent() {
   world.copies->submit(world.request(CopyDirection::kHostToDevice));
   CHECK(world.completions.wait(0).code == Code::kOk);
   world.note_host(/*is_write=*/true);
+  wait_until_copied("bytes_h2d", kRuns * kRunBytes);
 }
 
 void free_what_was_copied() {
@@ -158,7 +168,7 @@ void close_on_a_frozen_device() {
   World world;
   KVX_SIMULATED(kvxsim_freeze)(kKvxsimDeviceToHost, 1);
   world.copies->submit(world.request(CopyDirection::kDeviceToHost));
-  wait_until([&] { return world.copies->stats().requests[1] == 1; });  // the driver has it
+  wait_until_copying();
   if (world.copies->close(0.0) == 0) {
     free_and_thaw(&world.memory, kKvxsimDeviceToHost);
     return;
@@ -202,7 +212,7 @@ struct EngineWorld {
   std::shared_ptr<Job> offload_and_cancel() const {
     KVX_SIMULATED(kvxsim_freeze)(kKvxsimDeviceToHost, 1);
     auto job = offload();
-    wait_until([] { return simulated_count("copies") > 0; });
+    wait_until_copying();
     CHECK(job->cancel());
     return job;
   }
@@ -220,6 +230,7 @@ void checksum_offloaded_slots() {
   KVX_SIMULATED(kvxsim_set_latency)(kKvxsimDeviceToHost, 2'000'000);
   const auto job = world.offload();
   CHECK(job->wait_quiesced(kLongS) && job->state() == JobState::kDone);
+  wait_until_copied("bytes_d2h", EngineWorld::kBlocks * EngineWorld::kBlock);
 }
 
 void reuse_the_slots_of_a_cancelled_job() {
