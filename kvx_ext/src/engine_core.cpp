@@ -112,16 +112,17 @@ void EngineCore::end(JobRecord& job, JobState state) {
       state == JobState::kDone ? Totals{job.batch.blocks(), job.total_bytes} : job.done());
   std::lock_guard lock(job.mutex);
   // Whoever gives back the last hold waits in quiesce() for the lock, so the ends keep their order.
-  const bool is_quiet = job.ledger.release(1, 0).holds == 0 || makes(Mistake::kQuiescesEarly);
+  const bool is_quiet = job.ledger.release(1, 0).holds == 0;
   if (is_quiet) {
     table_.remove(job);
   } else {
     counters_.on_quarantine(job, 1);
   }
+  const bool is_free = is_quiet || makes(Mistake::kQuiescesEarly);
   job.state.store(state, std::memory_order_release);
-  job.is_quiesced.store(is_quiet, std::memory_order_release);
+  job.is_quiesced.store(is_free, std::memory_order_release);
   completions_.push(
-      {job.id, static_cast<uint8_t>(is_quiet ? kFlagTerminal | kFlagQuiesced : kFlagTerminal)});
+      {job.id, static_cast<uint8_t>(is_free ? kFlagTerminal | kFlagQuiesced : kFlagTerminal)});
   job.ended.notify_all();
   if (job.batch.progress != nullptr) {
     job.batch.progress->advance(job.id, job.batch.progress->layers());

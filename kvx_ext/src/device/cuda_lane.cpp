@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "device/cuda_mark.h"
+#include "shim/sabotage.h"
 
 namespace kvx {
 
@@ -35,6 +36,7 @@ Status CudaLane::create(std::shared_ptr<CudaDevice> device, CopyDirection direct
                         std::shared_ptr<CudaLane>* lane) {
   cuda::Stream stream = nullptr;
   Status status = device->context().call("cuStreamCreateWithPriority", [&] {
+    if (makes(Mistake::kUsesNullStream)) return cuda::kSuccess;
     int least = 0;
     int greatest = 0;
     const cuda::Result result = device->api().context_stream_priorities(&least, &greatest);
@@ -116,7 +118,7 @@ cuda::Result CudaLane::hand_over(const std::vector<CopyRequest>& requests, Group
   cuda::Result result = device_->events().take(&group->event);
   if (result != cuda::kSuccess) return result;
   const auto* mark = static_cast<const CudaMark*>(requests.front().after.get());
-  if (mark != nullptr) {
+  if (mark != nullptr && !makes(Mistake::kSkipsEventWait)) {
     result = context_.note(context_.api().stream_wait_event(stream_, mark->event(), 0));
     if (result != cuda::kSuccess) return result;
   }
@@ -163,7 +165,8 @@ cuda::Result CudaLane::hand_over_runs(const CopyRuns& runs, bool is_pinned, bool
   // Any order lets the driver read the source before what precedes it in the stream: allowed only
   // where the bytes are final, which a mark denies.
   const bool is_final = direction_ == CopyDirection::kHostToDevice && is_pinned && !has_mark;
-  const int source_order = is_final ? cuda::kSourceOrderAny : cuda::kSourceOrderStream;
+  const bool is_any = is_final || (has_mark && makes(Mistake::kAnyOrderAfterWait));
+  const int source_order = is_any ? cuda::kSourceOrderAny : cuda::kSourceOrderStream;
   for (const CopyCall& call : plan_.calls) {
     const cuda::Result result = call.method == CopyMethod::kStaged
                                     ? issue_staged(call)
@@ -205,6 +208,7 @@ void CudaLane::run_completing() {
 }
 
 void CudaLane::wait_for(Group* group) {
+  if (makes(Mistake::kCompletesEarly)) return;
   if (group->failed == cuda::kSuccess && group->may_move) {
     const cuda::Result result = wait_for_event(group->event.get());
     if (result != cuda::kSuccess) group->fail(Code::kDevice, result);

@@ -13,8 +13,9 @@ enum class Mistake {
   kSkipsEventWait,     // copies do not wait for the mark they are to begin after
   kAnyOrderAfterWait,  // batches read their source in any order although they wait for something
   kCompletesEarly,     // a copy is reported before its event has passed
-  kQuiescesEarly,      // a job's memory is let go of at its deadline while copies still run
-  kUsesNullStream,     // copies go to the legacy default stream
+  kFreesInFlight,      // closed copies say that they left nothing behind in the driver
+  kQuiescesEarly,      // an ended job lets go of its memory while copies still run
+  kUsesNullStream,     // copies go to the legacy default stream; made with the copies
 };
 
 #ifdef KVX_SABOTAGE
