@@ -110,16 +110,16 @@ class TenantConfig:
     Attributes:
         name: As in `Namespace.tenant`.
         salt: Secret in all its keys; never shown. Better given by KVX_TENANT_SALT_<NAME>.
-        hbm_quota_bytes: Most bytes of HBM for its blocks of one size; None for no limit.
         dram_quota_bytes: Most bytes of DRAM for its blocks of one size; None for no limit.
         nvme_quota_bytes: The same on NVMe.
+        hbm_quota_bytes: The same in HBM.
     """
 
     name: str
     salt: str = setting("", is_secret=True)
-    hbm_quota_bytes: int | None = setting(None, minimum=0)
     dram_quota_bytes: int | None = setting(None, minimum=0)
     nvme_quota_bytes: int | None = setting(None, minimum=0)
+    hbm_quota_bytes: int | None = setting(None, minimum=0)
 
     def __post_init__(self) -> None:
         """Check every value."""

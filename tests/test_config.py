@@ -323,9 +323,8 @@ def test_a_bad_variable_is_named(
 
 def test_secrets_are_never_shown() -> None:
     plain = EVERYTHING.to_dict()
-    assert plain["tenants"] == [
-        {"name": "a", "salt": "***", "dram_quota": "1GiB", "nvme_quota": "10GiB"}
-    ]
+    quotas = {"dram_quota": "1GiB", "nvme_quota": "10GiB", "hbm_quota": None}
+    assert plain["tenants"] == [{"name": "a", "salt": "***", **quotas}]
     for text in (repr(EVERYTHING), str(plain), repr(EVERYTHING.tenants[0])):
         assert "pepper" not in text
     namespace = EVERYTHING.namespace(
