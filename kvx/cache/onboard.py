@@ -87,7 +87,10 @@ class Onboard(Operation):
         self._failed_as = np.zeros(len(keys), np.uint8)
         self._way = way or HOST_WAY
         self._hbm = space.hbm_pool
-        if self._way.link is not None:
+        self._is_hbm_down = False
+        if self._way.is_down:
+            self._refuse_all(MissReason.TIER_DOWN)
+        elif self._way.link is not None:
             self.arrival = Arrival(
                 self._way.link, self._way.layers, is_watched=self._way.layers > 1
             )
@@ -238,7 +241,11 @@ class Onboard(Operation):
         pool = self._hbm
         if pool is None or self._target is None or self._way.reaches_hbm:
             return rows
-        found = pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
+        now_ms = self.shared.now_ms()
+        found = pool.find(self._keys[rows], now_ms, touch=True, pin=not self._is_hbm_down)
+        if self._is_hbm_down:  # the device fails: what NVMe has is read from there
+            self._failed_as[rows[found.mask]] = MissReason.TIER_DOWN
+            return rows
         if found.mask.any():
             self._bring(TierKind.HBM, pool, rows[found.mask], found.only(found.mask))
         return rows[~found.mask]
@@ -359,7 +366,7 @@ class Onboard(Operation):
         if batch.tier is TierKind.HBM:
             is_elsewhere = damaged | (reasons == MissReason.TIER_DOWN)
             if (reasons == MissReason.TIER_DOWN).any():
-                self._hbm = None  # the device fails: what NVMe has is read from there
+                self._is_hbm_down = True
         self._settle_reason(batch.rows[~is_elsewhere], reasons[~is_elsewhere])
         self._look_again(batch.rows[is_elsewhere], reasons[is_elsewhere])
         self._step_over(job)

@@ -90,8 +90,8 @@ def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
         tiers: list[dict[str, object]] = [{"kind": "dram", "capacity": "2MiB", **(dram or {})}]
         if has_hbm and (gpu is not None or hbm is not None):
             emulation = "always" if gpu is None else "never"
-            tier = {"kind": "hbm", "capacity": "1MiB", "emulation": emulation}
-            tiers.insert(0, {**tier, **(hbm or {})})
+            device_tier = {"kind": "hbm", "capacity": "1MiB", "emulation": emulation}
+            tiers.insert(0, {**device_tier, **(hbm or {})})
         if gpu is not None:
             settings.setdefault("gpu", {"driver": str(gpu.driver.path), "calibrate": False})
         if has_nvme:

@@ -167,6 +167,7 @@ def test_hbm_takes_no_more_of_the_device_than_its_capacity(open_cache: Opener, g
         hbm=SMALL_HBM,
         gpu={"driver": str(gpu.driver.path), "calibrate": False, "staging": 0},
     )
+    gc.collect()
     free_bytes = gpu.device.memory_bytes()[0]
     store(plain_space(cache), gpu, COUNT)
     fetch(plain_space(cache), gpu, COUNT)
