@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind, stream_handle
 from kvx.config import cache_directory
-from kvx.errors import UnavailableError, UsageError
+from kvx.errors import TransferError, UnavailableError, UsageError
 from kvx.tier_config import Emulation
 from kvx.transfer.device_rates import calibration_for
 from kvx_ext import _core
@@ -125,6 +125,7 @@ class DeviceAccess:
         self._lock = threading.Lock()
         self._link: DeviceLink | None = None
         self._checked: weakref.WeakSet[BlockView] = weakref.WeakSet()
+        self._has_warned = False
 
     @property
     def pinned_bytes(self) -> int:
@@ -175,24 +176,45 @@ class DeviceAccess:
             UsageError: A stream or layers were given for host memory, or the layout has none.
             UnavailableError: The device cannot be opened.
         """
-        link = self.link_for(blocks)
+        layers = _layers_of(blocks) if is_layerwise else 1
+        try:
+            link = self.link_for(blocks)
+            mark = None if link is None or after is None else link.device.mark(stream_handle(after))
+        except TransferError as error:
+            return self._no_way(error)
         is_emulated = self._link is not None and self._link.is_emulated
         if link is None:
-            if after is not None or is_layerwise:
+            if after is not None:
                 raise UsageError("streams and layers are for blocks in device memory")
             return DeviceWay(None, None, reaches_hbm=is_emulated)
-        mark = None if after is None else link.device.mark(stream_handle(after))
-        if not is_layerwise:
-            return DeviceWay(link, mark, reaches_hbm=True)
-        layout = blocks.layout
-        if layout.order != "layer_first":
-            raise UsageError(f"a {layout.order} layout has no layers that arrive one by one")
-        return DeviceWay(link, mark, reaches_hbm=True, layers=layout.num_layers, layer_planes=2)
+        return DeviceWay(
+            link, mark, reaches_hbm=True, layers=layers, layer_planes=2 if is_layerwise else 0
+        )
+
+    def _no_way(self, error: TransferError) -> DeviceWay:
+        """Answer for a device that failed: a miss is a value, so only the log says more."""
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("blocks in device memory are out of reach: %s", error)
+        return DeviceWay(None, None, reaches_hbm=False, is_down=True)
 
     def close(self, *, is_abandoned: bool) -> None:
         """Close the link if there is one."""
         if self._link is not None:
             self._link.close(is_abandoned=is_abandoned)
+
+
+def _layers_of(blocks: BlockView) -> int:
+    """Return how many layers can arrive one after the other.
+
+    Raises:
+        UsageError: The blocks are in host memory, or the layout has no layers.
+    """
+    if blocks.kind is not MemoryKind.DEVICE:
+        raise UsageError("streams and layers are for blocks in device memory")
+    if blocks.layout.order != "layer_first":
+        raise UsageError(f"a {blocks.layout.order} layout has no layers that arrive one by one")
+    return blocks.layout.num_layers
 
 
 def _check_planes(device: _core.Device, blocks: BlockView) -> None:
@@ -221,6 +243,7 @@ class DeviceWay:
         reaches_hbm: Whether a copy between the blocks and HBM slots is possible.
         layers: How many layers the transfer tells apart; 1 for none.
         layer_planes: Planes of such a layer; 0 where there is one.
+        is_down: Whether the device failed, so that nothing can be moved.
     """
 
     link: DeviceLink | None
@@ -228,6 +251,7 @@ class DeviceWay:
     reaches_hbm: bool
     layers: int = 1
     layer_planes: int = 0
+    is_down: bool = False
 
 
 HOST_WAY = DeviceWay(None, None, reaches_hbm=False)

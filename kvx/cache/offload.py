@@ -61,7 +61,9 @@ class Offload(Operation):
         self._ttl_s = ttl_s
         self._pool = space.dram_pool
         self._way = way or HOST_WAY
-        if self._way.link is not None:
+        if self._way.is_down:
+            self._refuse_all(MissReason.TIER_DOWN)
+        elif self._way.link is not None:
             self.arrival = Arrival(self._way.link, 1, is_watched=False)
         flusher = shared.flusher
         self._flusher = flusher if flusher is not None and flusher.confirms_each else None

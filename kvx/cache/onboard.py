@@ -83,10 +83,14 @@ class Onboard(Operation):
         self._target = target
         self._pool = space.dram_pool
         self._nvme = shared.nvme.pool_if_any(space.block_bytes) if shared.nvme else None
-        self._was_corrupt = np.zeros(len(keys), np.bool_)
+        # What became of a copy that failed, where the block was then looked for elsewhere.
+        self._failed_as = np.zeros(len(keys), np.uint8)
         self._way = way or HOST_WAY
         self._hbm = space.hbm_pool
-        if self._way.link is not None:
+        self._is_hbm_down = False
+        if self._way.is_down:
+            self._refuse_all(MissReason.TIER_DOWN)
+        elif self._way.link is not None:
             self.arrival = Arrival(
                 self._way.link, self._way.layers, is_watched=self._way.layers > 1
             )
@@ -202,20 +206,20 @@ class Onboard(Operation):
         self._pool.unpin(found)
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         self._settle_reason(rows[~corrupt], REASON_OF_CODE[codes[~corrupt]])
-        self._look_again(rows[corrupt])
+        self._look_again(rows[corrupt], REASON_OF_CODE[codes[corrupt]])
         self._step_over(job)
 
-    def _look_again(self, rows: npt.NDArray[np.int64]) -> None:
-        """Let rows whose copy proved damaged be served by a lower tier."""
+    def _look_again(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
+        """Let rows whose copy failed be served by another tier."""
         with self._lock:
             if self._ended_by is not None or not len(rows):
                 return
-            self._was_corrupt[rows] = True
+            self._failed_as[rows] = reasons
             self.tiers[rows] = TierKind.NONE
             if self.arrival is None or self.arrival.reopen():
                 self.waiting = np.concatenate([self.waiting, rows])
             else:
-                self._settle_reason(rows, np.full(len(rows), MissReason.CORRUPT, np.uint8))
+                self._settle_reason(rows, reasons)
 
     def _read(self, rows: npt.NDArray[np.int64]) -> None:
         """Bring rows that another tier has into DRAM slots and on; the rest are misses."""
@@ -237,7 +241,11 @@ class Onboard(Operation):
         pool = self._hbm
         if pool is None or self._target is None or self._way.reaches_hbm:
             return rows
-        found = pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
+        now_ms = self.shared.now_ms()
+        found = pool.find(self._keys[rows], now_ms, touch=True, pin=not self._is_hbm_down)
+        if self._is_hbm_down:  # the device fails: what NVMe has is read from there
+            self._failed_as[rows[found.mask]] = MissReason.TIER_DOWN
+            return rows
         if found.mask.any():
             self._bring(TierKind.HBM, pool, rows[found.mask], found.only(found.mask))
         return rows[~found.mask]
@@ -354,15 +362,21 @@ class Onboard(Operation):
         self.bytes_done += int(arrived.sum()) * self._space.block_bytes
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT
-        self._settle_reason(batch.rows, reasons)
+        is_elsewhere = np.zeros(len(codes), np.bool_)
+        if batch.tier is TierKind.HBM:
+            is_elsewhere = damaged | (reasons == MissReason.TIER_DOWN)
+            if (reasons == MissReason.TIER_DOWN).any():
+                self._is_hbm_down = True
+        self._settle_reason(batch.rows[~is_elsewhere], reasons[~is_elsewhere])
+        self._look_again(batch.rows[is_elsewhere], reasons[is_elsewhere])
         self._step_over(job)
 
     def _miss(self, rows: npt.NDArray[np.int64]) -> None:
         if not len(rows):
             return
         reasons = self._space.explain(self._keys[rows], self._hashes[rows])
-        reasons[self._was_corrupt[rows]] = MissReason.CORRUPT
-        self._settle_reason(rows, reasons)
+        failed_as = self._failed_as[rows]
+        self._settle_reason(rows, np.where(failed_as == MissReason.HIT, reasons, failed_as))
 
     def _is_nvme_up(self) -> bool:
         return self.shared.nvme is not None and self.shared.nvme.is_up()

@@ -231,6 +231,11 @@ class Operation:
             self.waiting = self.waiting[:0]
             self._finish()
 
+    def _refuse_all(self, reason: MissReason) -> None:
+        """Give every row its reason before anything has begun."""
+        self.reasons[:] = reason
+        self.waiting = self.waiting[:0]
+
     def _settle_reason(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
         """Record outcomes of rows; after an early end they come too late and are dropped."""
         with self._lock:

@@ -72,7 +72,7 @@ def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
     """Open caches of 2 MiB DRAM, over NVMe unless `has_nvme` is False; closed after the test.
 
     With a GPU they have 1 MiB of HBM, too, unless `has_hbm` is False, and `open_space` puts blocks
-    into device memory.
+    into device memory. Without one they have HBM where `hbm` is given, played by host memory.
     """
     opened: list[kvx.TieredCache] = []
 
@@ -80,6 +80,7 @@ def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
         *,
         has_nvme: bool = True,
         has_hbm: bool = True,
+        hbm: dict[str, object] | None = None,
         dram: dict[str, object] | None = None,
         nvme: dict[str, object] | None = None,
         faults: FaultInjection | None = None,
@@ -87,10 +88,12 @@ def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
         **settings: object,
     ) -> kvx.TieredCache:
         tiers: list[dict[str, object]] = [{"kind": "dram", "capacity": "2MiB", **(dram or {})}]
+        if has_hbm and (gpu is not None or hbm is not None):
+            emulation = "always" if gpu is None else "never"
+            device_tier = {"kind": "hbm", "capacity": "1MiB", "emulation": emulation}
+            tiers.insert(0, {**device_tier, **(hbm or {})})
         if gpu is not None:
-            if has_hbm:
-                tiers.insert(0, {"kind": "hbm", "capacity": "1MiB", "emulation": "never"})
-            settings["gpu"] = {"driver": str(gpu.driver.path), "calibrate": False}
+            settings.setdefault("gpu", {"driver": str(gpu.driver.path), "calibrate": False})
         if has_nvme:
             tier = {
                 "kind": "nvme",
