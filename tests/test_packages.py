@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import kvx
+from kvx_ext import _core
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kvx", "kvx_ext", "server/kvx_server", "benchmarks/kvx_bench")
@@ -96,6 +97,18 @@ def test_native_code_does_not_read_the_environment() -> None:
         if path.suffix in {".h", ".cpp"} and re.search(r"\bgetenv\b", path.read_text())
     ]
     assert readers == []
+
+
+def mistakes_mark() -> bytes:
+    """Return what a file of native code contains when it can make mistakes on purpose."""
+    source = (ROOT / "kvx_ext/src/shim/sabotage.h").read_text()
+    found = re.search(r'kMistakesMark\[\] =\s*"(.+)"', source)
+    assert found is not None
+    return found[1].encode()
+
+
+def test_what_is_installed_makes_no_mistakes_on_purpose() -> None:
+    assert mistakes_mark() not in Path(_core.__file__).read_bytes()
 
 
 def test_the_rules_can_complain() -> None:

@@ -1,4 +1,7 @@
 #include "bind.h"
+#include "shim/sabotage.h"
+
+static_assert(!kvx::kCanMakeMistakes, "only the native tests are built with KVX_SABOTAGE");
 
 NB_MODULE(_core, module) {
   module.doc() = "Native core of kvx: memory, copies with checksums, block index and file I/O.";

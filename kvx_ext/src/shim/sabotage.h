@@ -19,12 +19,16 @@ enum class Mistake {
 };
 
 #ifdef KVX_SABOTAGE
+inline constexpr bool kCanMakeMistakes = true;
+// In whatever was built from this, so that a file of code can be asked.
+[[gnu::used]] inline constexpr char kMistakesMark[] = "kvx makes mistakes on purpose";
 inline std::atomic<Mistake>& mistake() {
   static std::atomic<Mistake> made{Mistake::kNone};
   return made;
 }
 inline bool makes(Mistake which) { return mistake().load(std::memory_order_relaxed) == which; }
 #else
+inline constexpr bool kCanMakeMistakes = false;
 constexpr bool makes(Mistake) { return false; }
 #endif
 
