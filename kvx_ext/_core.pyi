@@ -897,6 +897,9 @@ class Engine:
         Give the engine the device that jobs with device memory run on; once, before the first of them. Options as for `Copies`. Raises UsageError, CapacityError, UnavailableError.
         """
 
+    def copy_stats(self) -> dict[str, int]:
+        """What the device has copied, as `Copies.stats`; zeros without one."""
+
     def fetch(self, device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float) -> Job:
         """
         Copy device slots at `device_addresses` (n,) int64 into host slots, verify, and with planes scatter to host memory in the same pass. Raises UsageError.

@@ -34,6 +34,18 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _HISTORY_ENTRIES = 1 << 18
+# Which ways of copying the planner chose, and what went by them.
+_COPY_GAUGES = {
+    "bytes_h2d": "Bytes copied from host memory to the device",
+    "bytes_d2h": "Bytes copied from the device to host memory",
+    "bytes_d2d": "Bytes copied inside the device",
+    "runs_batch": "Runs that were copied in batches",
+    "runs_rows": "Runs that were copied as rows at a stride",
+    "runs_single": "Runs that were copied by a call each",
+    "runs_staged": "Runs that a kernel gathered or scattered",
+    "kernels_launched": "Kernels launched; 0 for good with `sm: never`",
+    "pageable_bytes": "Bytes copied from or to host memory that was not pinned",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +211,9 @@ def _add_gauges(shared: Shared) -> None:
           lambda: float(shared.reactor.num_unsettled))  # fmt: skip
     gauge("kvx_pinned_bytes", "Bytes of the DRAM tier that the device copies at full speed",
           lambda: float(shared.device.pinned_bytes))  # fmt: skip
+    for name, explanation in _COPY_GAUGES.items():
+        gauge(f"kvx_device_{name}", explanation,
+              lambda name=name: float(engine.copy_stats()[name]))  # type: ignore[misc]  # fmt: skip
     nvme, flusher = shared.nvme, shared.flusher
     if nvme is not None and flusher is not None:
         gauge("kvx_nvme_is_up", "1 unless the breaker keeps the NVMe tier out",

@@ -132,6 +132,7 @@ class TieredCache:
             totals[tier.name.lower()].update(pool.index.stats())
         stats: dict[str, dict[str, object]] = {tier: dict(sums) for tier, sums in totals.items()}
         stats["engine"] = shared.engine.stats()
+        stats["copies"] = dict(shared.engine.copy_stats())
         rewarm = self._upkeep.rewarm
         if rewarm is not None:
             stats["rewarm"] = {

@@ -240,6 +240,13 @@ void bind_device_submission(nb::class_<PyEngine>& engine) {
           "calibration"_a.none() = nb::none(), "plain"_a.none() = nb::none(),
           "Give the engine the device that jobs with device memory run on; once, before the first "
           "of them. Options as for `Copies`. Raises UsageError, CapacityError, UnavailableError.")
+      .def(
+          "copy_stats",
+          [](PyEngine& self) {
+            return stats_dict(without_gil([&] { return self.engine->copy_stats(); }));
+          },
+          nb::sig("def copy_stats(self) -> dict[str, int]"),
+          "What the device has copied, as `Copies.stats`; zeros without one.")
       .def("fetch", &fetch, "device_addresses"_a.noconvert(), "addresses"_a.noconvert(),
            "block_bytes"_a, "keys"_a.noconvert(), "checksums"_a.noconvert(),
            "planes"_a.none().noconvert(), "ids"_a.none().noconvert(), "deadline_s"_a,

@@ -67,7 +67,19 @@ int wait(PyCopies& self, uint64_t ticket, double timeout_s) {
 }
 
 nb::dict stats(PyCopies& self) {
-  const CopyStats stats = without_gil([&] { return self.tickets->stats(); });
+  return stats_dict(without_gil([&] { return self.tickets->stats(); }));
+}
+
+int64_t close(PyCopies& self, double timeout_s) {
+  if (!self.abandoned) {
+    self.abandoned = without_gil([&] { return self.tickets->close(timeout_s); });
+  }
+  return *self.abandoned;
+}
+
+}  // namespace
+
+nb::dict stats_dict(const CopyStats& stats) {
   nb::dict result;
   for (size_t i = 0; i < kCopyDirections; ++i) {
     const std::string name(copy_direction_name(static_cast<CopyDirection>(i)));
@@ -82,18 +94,10 @@ nb::dict stats(PyCopies& self) {
   result["kernels_launched"] = stats.kernels_launched;
   result["pageable_bytes"] = stats.pageable_bytes;
   result["submit_ns"] = stats.submit_ns;
+  result["prepare_ns"] = stats.prepare_ns;
   result["in_flight"] = stats.in_flight;
   return result;
 }
-
-int64_t close(PyCopies& self, double timeout_s) {
-  if (!self.abandoned) {
-    self.abandoned = without_gil([&] { return self.tickets->close(timeout_s); });
-  }
-  return *self.abandoned;
-}
-
-}  // namespace
 
 CopyOptions copy_options(const std::string& sm, int ctas, int64_t staging_bytes,
                          const std::optional<Rates>& calibration,

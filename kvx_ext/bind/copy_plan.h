@@ -28,4 +28,7 @@ CopyOptions copy_options(const std::string& sm, int ctas, int64_t staging_bytes,
                          const std::optional<Rates>& calibration,
                          const std::optional<PlainRates>& plain);
 
+// The counters by name.
+nanobind::dict stats_dict(const CopyStats& stats);
+
 }  // namespace kvx::bind

@@ -115,6 +115,7 @@ struct CopyStats {
   int64_t kernels_launched = 0;
   int64_t pageable_bytes = 0;  // of host memory that was not registered
   int64_t submit_ns = 0;       // host time from taking requests to handing them to the driver
+  int64_t prepare_ns = 0;      // of that, before the driver was asked for a copy
   int64_t in_flight = 0;
 };
 

@@ -27,6 +27,7 @@ void add(const CopyStats& part, CopyStats* total) {
   total->kernels_launched += part.kernels_launched;
   total->pageable_bytes += part.pageable_bytes;
   total->submit_ns += part.submit_ns;
+  total->prepare_ns += part.prepare_ns;
 }
 
 }  // namespace
@@ -122,7 +123,9 @@ cuda::Result CudaLane::hand_over(const std::vector<CopyRequest>& requests, Group
     result = context_.note(context_.api().stream_wait_event(stream_, mark->event(), 0));
     if (result != cuda::kSuccess) return result;
   }
+  const TimePoint begin = Clock::now();
   sort_runs(requests);
+  fresh_.prepare_ns += ns_between(begin, Clock::now());
   group->may_move = true;
   has_staged_ = false;
   result = hand_over_runs(pinned_runs_, true, mark != nullptr);
@@ -161,7 +164,9 @@ cuda::Result CudaLane::hand_over_runs(const CopyRuns& runs, bool is_pinned, bool
   limits.has_kernels = is_pinned && staging_ != nullptr;
   limits.staging_bytes = limits.has_kernels ? staging_->bytes() : 0;
   limits.pinned = pinned_->spans;
+  const TimePoint begin = Clock::now();
   plan_copies(direction_, runs, options_.calibration, limits, &plan_);
+  fresh_.prepare_ns += ns_between(begin, Clock::now());
   // Any order lets the driver read the source before what precedes it in the stream: allowed only
   // where the bytes are final, which a mark denies.
   const bool is_final = direction_ == CopyDirection::kHostToDevice && is_pinned && !has_mark;
