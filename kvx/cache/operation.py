@@ -7,6 +7,7 @@ transfer ends by its deadline even when native jobs do not.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from kvx.transfer.codes import Code
 from kvx.transfer.handle import Transfer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     from kvx.cache.arrival import Arrival
@@ -130,6 +133,16 @@ class Operation:
         if self.arrival is not None:
             self.arrival.add(step.job, rows)
 
+    @contextlib.contextmanager
+    def held_open(self) -> Iterator[bool]:
+        """Keep the transfer from ending meanwhile; False where it has ended already.
+
+        After its end the engine's memory is the engine's again: a copy from there that begins, or
+        counts, later would take whatever is in it by then.
+        """
+        with self._lock:
+            yield not self.transfer.wait_finished(0)
+
     def add_extra(self, step: Step) -> None:
         """Take in a job that the transfer waits for until its deadline, but does not depend on."""
         with self._lock:
@@ -214,11 +227,11 @@ class Operation:
             if self._ended_by is not None or self.transfer.wait_finished(0):
                 return
             self._ended_by = error
-            steps = list(self._steps)
+            steps = self._steps + self._extras
             is_cancel = isinstance(error, TransferCancelled)
             left = self.reasons == _PENDING
             self.reasons[left] = MissReason.CANCELLED if is_cancel else MissReason.DEADLINE
-            if not is_cancel and not steps and self._retry_s > _RETRY_MIN_S:
+            if not is_cancel and not self._steps and self._retry_s > _RETRY_MIN_S:
                 # Nothing was under way: all the time went into looking for room.
                 self.reasons[self.waiting] = MissReason.NO_ROOM
             self.waiting = self.waiting[:0]
