@@ -7,6 +7,7 @@ transfer ends by its deadline even when native jobs do not.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from kvx.transfer.codes import Code
 from kvx.transfer.handle import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     import numpy.typing as npt
 
@@ -132,10 +133,19 @@ class Operation:
         if self.arrival is not None:
             self.arrival.add(step.job, rows)
 
-    def add_extra(self, submit: Callable[[], Step]) -> None:
-        """Submit a job that the transfer waits for until its deadline, but does not depend on."""
-        with self._lock:  # its end must not be noted before its beginning
-            step = submit()
+    @contextlib.contextmanager
+    def held_open(self) -> Iterator[bool]:
+        """Keep the transfer from ending meanwhile; False where it has ended already.
+
+        After its end the engine's memory is the engine's again: a copy from there that begins, or
+        counts, later would take whatever is in it by then.
+        """
+        with self._lock:
+            yield not self.transfer.wait_finished(0)
+
+    def add_extra(self, step: Step) -> None:
+        """Take in a job that the transfer waits for until its deadline, but does not depend on."""
+        with self._lock:
             self._extras.append(step)
             self._moving[step.job.id] = step.job
 
@@ -225,7 +235,7 @@ class Operation:
             is_cancel = isinstance(error, TransferCancelled)
             left = self.reasons == _PENDING
             self.reasons[left] = MissReason.CANCELLED if is_cancel else MissReason.DEADLINE
-            if not is_cancel and not steps and self._retry_s > _RETRY_MIN_S:
+            if not is_cancel and not self._steps and self._retry_s > _RETRY_MIN_S:
                 # Nothing was under way: all the time went into looking for room.
                 self.reasons[self.waiting] = MissReason.NO_ROOM
             self.waiting = self.waiting[:0]

@@ -20,6 +20,7 @@ from kvx_ext import _core
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from kvx.cache.memory_tier import MemoryPool
     from kvx.cache.operation import Operation
     from kvx.cache.pool import Found, Pool
     from kvx.cache.shared import Shared
@@ -55,15 +56,25 @@ def promote(
 ) -> None:
     """Start to copy blocks into HBM slots, for an operation that waits for it.
 
+    Nothing is done for one that has ended: the engine may be writing there again.
+
     Args:
         operation: The transfer that brought them, pending.
         shared: The cache.
         space: Its namespace.
         brought: The blocks.
     """
-    pool, keys, blocks = space.hbm_pool, brought.keys, brought.blocks
-    if pool is None or not len(keys):
+    if space.hbm_pool is None or not len(brought.keys):
         return
+    with operation.held_open() as is_open:
+        if is_open:
+            _start(operation, shared, space, brought, space.hbm_pool)
+
+
+def _start(
+    operation: Operation, shared: Shared, space: CacheSpace, brought: Brought, pool: MemoryPool
+) -> None:
+    keys, blocks = brought.keys, brought.blocks
     reservation = space.reserve_until(keys, brought.origin.expiries_s[brought.found.slots], _HBM)
     got = reservation.outcomes == _RESERVED
     # Looked at after they were reserved: a block dropped since it was found must not come back.
@@ -75,7 +86,8 @@ def promote(
         return
 
     def settle(job: _core.Job) -> None:
-        arrived = job.codes() == Code.OK
+        with operation.held_open() as is_open:
+            arrived = (job.codes() == Code.OK) & is_open
         with shared.events.changing():
             stands = pool.index.commit(slots[arrived], generations[arrived], checksums[arrived])
             stored = keys[arrived][stands]  # the others were dropped meanwhile
@@ -84,7 +96,7 @@ def promote(
         operation.extra_over(job)
 
     operation.add_extra(
-        lambda: shared.reactor.submit(
+        shared.reactor.submit(
             lambda: Step(
                 shared.engine.device_in(
                     blocks.planes,

@@ -157,13 +157,17 @@ class CacheSpace:
     def prefetch(
         self, hashes: Hashes, *, deadline_s: float | None = None
     ) -> Transfer[TransferResult]:
-        """Bring blocks up into DRAM ahead of their use; as `onboard` without a target."""
+        """Bring blocks up into DRAM ahead of their use; as `onboard` without a target.
+
+        Blocks that HBM has stay there alone: they are as high as they can be.
+        """
         return self._fetch(as_hash_array(hashes), None, deadline_s)
 
     def lease(self, hashes: Hashes, *, expires_s: float | None = None) -> Lease:
         """Pin the longest prefix held in DRAM and give zero-copy views of it.
 
-        Blocks in lower tiers are not part of it: `prefetch` them first.
+        Blocks in lower tiers are not part of it: `prefetch` them first. Those that only HBM has are
+        not either.
 
         Args:
             hashes: Block hashes from the start of the prompt.

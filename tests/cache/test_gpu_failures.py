@@ -14,6 +14,7 @@ from kvx.errors import CapacityError, KvxError, UnavailableError, UsageError
 from tests.cache.conftest import Opener, make_blocks, make_hashes
 from tests.cache.engine_memory import EngineMemory, empty, fetch, held, plain_space, store
 from tests.cache.faults import wait_until
+from tests.cache.on_device import DeviceArray
 from tests.sim.cuda_driver import Engine
 
 if TYPE_CHECKING:
@@ -259,3 +260,34 @@ def test_a_device_that_hangs_does_not_hang_close(open_cache: Opener, gpu: Gpu) -
         gpu.driver.thaw(Engine.HOST_TO_DEVICE)
     assert not transfer.wait_quiesced(0.05)  # who would have told it is closed
     time.sleep(0.1)  # the copies end before their target goes
+
+
+@on_gpu
+@pytest.mark.parametrize("frozen", [Engine.DEVICE_TO_HOST, Engine.ON_DEVICE])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_what_the_engine_writes_after_the_end_does_not_get_into_hbm(
+    open_cache: Opener, gpu: Gpu, frozen: Engine, is_cancelled: bool
+) -> None:
+    """Also where a promotion was to begin, or went on, after the transfer had ended."""
+    cache = open_cache(has_nvme=False)
+    space = plain_space(cache)
+    memory = EngineMemory(gpu, make_blocks(8))
+    hashes = make_hashes(8)
+    gpu.driver.freeze(frozen)
+    try:
+        transfer = space.offload(hashes, memory.blocks, deadline_s=60.0 if is_cancelled else 0.3)
+        time.sleep(0.1)
+        if is_cancelled:
+            transfer.cancel()
+        wait_until(lambda: transfer.poll() is not kvx.TransferState.PENDING, 5.0)
+    finally:
+        gpu.driver.thaw(frozen)
+    # A promotion that hangs is no failure of the transfer.
+    assert (transfer.error is None) == (frozen is Engine.ON_DEVICE and not is_cancelled)
+    assert transfer.wait_quiesced(5.0)
+    assert isinstance(memory.blocks, DeviceArray)
+    memory.blocks.upload(gpu.driver, make_blocks(8, first=500))  # the engine goes on
+    wait_until(lambda: "kvx_unsettled_jobs 0" in cache.metrics.render())
+    assert not held(cache, "hbm")
+    fetch(space, gpu, 8)
+    cache.check_integrity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def test_what_only_hbm_has_reaches_host_memory(open_cache: Opener, gpu: Gpu) -> 
     assert result.num_blocks == 8
     assert (result.tiers == HBM).all()
     # It came through DRAM, and stays there.
-    assert held(cache, "dram") >= {key.tobytes() for key in space.namespace.keys(make_hashes(8))}
+    assert held(cache, "dram") >= _keys(space, make_hashes(8))
     assert (fetch(space, None, 8).tiers == DRAM).all()
     assert fetch(space, None, COUNT).num_blocks == COUNT  # three times what DRAM holds
     cache.check_integrity()
@@ -147,17 +148,13 @@ def test_the_capacity_is_kept_by_eviction(open_cache: Opener, gpu: Gpu | None) -
         most = max(most, len(held(cache, "hbm")))
     assert most == 16
     assert sample(cache, "kvx_evicted_blocks_total", tier="hbm") == COUNT - 16
-    assert held(cache, "hbm") == {key.tobytes() for key in space.namespace.keys(_last(16))}
+    assert held(cache, "hbm") == _keys(space, make_hashes(16, first=COUNT - 16))
     match = space.match(make_hashes(COUNT))
     assert (match.blocks_in(DRAM), match.blocks_in(HBM)) == (COUNT - 16, 16)
     result = fetch(space, gpu, COUNT)  # three times what HBM holds, promoted as it goes
     assert result.num_blocks == COUNT
     assert len(held(cache, "hbm")) <= 16
     cache.check_integrity()
-
-
-def _last(count: int) -> npt.NDArray[np.uint8]:
-    return make_hashes(count, first=COUNT - count)
 
 
 @on_gpu
@@ -259,6 +256,54 @@ def _num_writing(space: kvx.CacheSpace) -> int:
     assert space.hbm_pool is not None
     conditions = space.hbm_pool.index.inspect(space.namespace.keys(make_hashes(8)), 0)
     return int((conditions == 3).sum())
+
+
+@on_gpu
+def test_what_is_dropped_on_its_way_out_of_hbm_does_not_come_back(
+    open_cache: Opener, gpu: Gpu
+) -> None:
+    cache = open_cache(has_nvme=False, dram=SMALL_DRAM)
+    space = plain_space(cache)
+    store(space, gpu, COUNT)
+    hashes = make_hashes(2)
+    target = empty(None, 2)
+    gpu.driver.freeze(Engine.DEVICE_TO_HOST)
+    try:
+        transfer = space.onboard(hashes, target.blocks)
+        assert transfer.poll() is kvx.TransferState.PENDING
+        assert space.drop(hashes) == 2
+    finally:
+        gpu.driver.thaw(Engine.DEVICE_TO_HOST)
+    result = transfer.wait(5.0)
+    served = result.reasons == kvx.MissReason.HIT
+    assert (target.read()[served] == make_blocks(2)[served]).all()
+    match = space.match(hashes)
+    assert (match.num_blocks, match.reason) == (0, kvx.MissReason.DROPPED)
+    assert not _keys(space, hashes) & (held(cache, "hbm") | held(cache, "dram"))
+    store(space, gpu, 2)
+    assert fetch(space, gpu, 2).num_blocks == 2
+    cache.check_integrity()
+
+
+def _keys(space: kvx.CacheSpace, hashes: npt.NDArray[np.uint8]) -> set[bytes]:
+    return {key.tobytes() for key in space.namespace.keys(hashes)}
+
+
+@on_gpu
+def test_a_damaged_copy_in_dram_is_served_by_nvme(open_cache: Opener, gpu: Gpu) -> None:
+    """On its way to the device: found before it is sent, and what comes instead is promoted."""
+    cache = open_cache()
+    space = plain_space(cache)
+    store(space, None, 8)
+    assert cache.flush(10.0)
+    with space.lease(make_hashes(8)) as lease:
+        ctypes.memset(int(lease.addresses[3]), int(lease.view(3)[0]) ^ 1, 1)
+    result = fetch(space, gpu, 8)
+    assert result.num_blocks == 8
+    assert result.tiers[3] == NVME
+    assert sample(cache, "kvx_corrupt_blocks_total", tier="dram") == 1
+    assert space.match(make_hashes(8)).blocks_in(HBM) == 8
+    assert (fetch(space, gpu, 8).tiers == HBM).all()
 
 
 @on_gpu
