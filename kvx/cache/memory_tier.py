@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvx.cache.pool import OwnerLimits, Pool, slot_bytes_for
+from kvx_ext import _core
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.arena import Arena, MemoryExtent
     from kvx.tier_config import Eviction
-    from kvx_ext import _core
 
+
+_RESERVED = int(_core.ReserveOutcome.RESERVED)
 
 # Arenas that stuck copies may still write into; freeing them would hand that memory to others.
 _ABANDONED: list[Arena] = []
@@ -122,7 +124,7 @@ class MemoryTier:
         """Find slots for new blocks: free ones, then unused memory, then by eviction."""
         self._grow(pool, len(keys))
         reservation = Reservation(*pool.index.reserve(keys, owner, is_dirty, ttl_s, now_ms))
-        taken = reservation.slots[reservation.slots >= 0]
+        taken = reservation.slots[reservation.outcomes == _RESERVED]
         pool.namespace_ids[taken] = namespace_id
         pool.expiries_s[taken] = now_ms // 1000 + ttl_s if ttl_s else 0
         return reservation

@@ -40,6 +40,7 @@ _WINDOW_SHARE = 4
 _SLOW_READ_S = 1.0
 _WINDOWS_IN_FLIGHT = 3
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
+_EXISTS = int(_core.ReserveOutcome.EXISTS)
 _IN_FLIGHT = int(_core.ReserveOutcome.IN_FLIGHT)
 
 
@@ -278,6 +279,8 @@ class Onboard(Operation):
         copy under a key that nobody knows, and lets the slot go afterwards.
         """
         reservation = self._space.reserve_until(self._keys[rows], expiries_s)
+        # What is there by now is somebody's live block: its slot is not ours to read into.
+        reservation.slots[reservation.outcomes == _EXISTS] = -1
         busy = reservation.outcomes == _IN_FLIGHT
         if busy.any():
             private_keys = np.frombuffer(os.urandom(16 * int(busy.sum())), np.uint8)
