@@ -44,6 +44,11 @@ def use(driver: SimulatedDriver) -> Iterator[Gpu]:
         _in_use.pop().device.close()
 
 
+def is_in_use() -> bool:
+    """Return whether the blocks of the test at hand lie in device memory."""
+    return bool(_in_use)
+
+
 def wrapped(space: kvx.CacheSpace) -> kvx.CacheSpace:
     """Return the space itself, or one that works on the GPU in use."""
     if not _in_use:

@@ -12,6 +12,7 @@ import pytest
 import kvx
 from kvx.errors import TransferCancelled, TransferTimeout
 from kvx.transfer.handle import TransferState
+from tests.cache import on_device
 from tests.cache.conftest import BLOCK_BYTES, Opener, make_blocks, make_hashes, open_space
 from tests.cache.faults import (
     DRAM_BLOCKS,
@@ -31,8 +32,15 @@ if TYPE_CHECKING:
 COUNT = 100
 TRANSFERS = 200
 LATE_S = 0.1
+# The simulated GPU is a dozen threads on the same CPUs, and its arrays are made while the clock runs.
+LATE_ON_SIMULATOR_S = 0.5
 LASTING = {"failures": 100_000}
 Moving = kvx.Transfer[kvx.TransferResult]
+
+
+def allowed_late_s() -> float:
+    """Return how late a transfer may end where this test's blocks lie."""
+    return LATE_ON_SIMULATOR_S if on_device.is_in_use() else LATE_S
 
 
 class Stopwatch:
@@ -89,7 +97,7 @@ def test_stuck_reads_end_on_time(
     if not has_waiter:
         wait_until(lambda: all(one.poll() is not TransferState.PENDING for one in transfers))
     all_time_out(transfers)
-    assert watch.late_s_p99() <= LATE_S
+    assert watch.late_s_p99() <= allowed_late_s()
     if ignores_cancel:
         assert sample(cache, "kvx_quarantined_bytes") > 0
         assert cache.stats()["dram"]["reserved"] > 0
@@ -144,7 +152,7 @@ def test_stuck_copies_end_on_time(open_cache: Opener, verb: str) -> None:
         all_time_out(transfers)
     else:
         _judge_offloads(transfers)
-    assert watch.late_s_p99() <= LATE_S
+    assert watch.late_s_p99() <= allowed_late_s()
     assert sample(cache, "kvx_quarantined_bytes") > 0
     failpoints.clear()
     wait_until(lambda: sample(cache, "kvx_unsettled_jobs") == 0)
@@ -202,7 +210,7 @@ def test_stuck_writes_hold_up_nobody_but_flush(open_cache: Opener) -> None:
     assert onboard(space, make_hashes(COUNT)).num_blocks == COUNT
     began = time.monotonic()
     assert not cache.flush(0.3)
-    assert time.monotonic() - began < 0.3 + LATE_S
+    assert time.monotonic() - began < 0.3 + allowed_late_s()
     watch, transfers = Stopwatch(), []
     for number in range(TRANSFERS):
         blocks = make_blocks(1, first=2000 + number)
@@ -215,7 +223,7 @@ def test_stuck_writes_hold_up_nobody_but_flush(open_cache: Opener) -> None:
         except TransferTimeout:
             num_late += 1
     assert num_late >= TRANSFERS - (DRAM_BLOCKS - COUNT)
-    assert watch.late_s_p99() <= LATE_S
+    assert watch.late_s_p99() <= allowed_late_s()
     failpoints.clear()
     assert cache.flush(10.0)
     assert onboard(space, make_hashes(COUNT)).num_blocks == COUNT
