@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 COUNT = 100
 TRANSFERS = 200
 LATE_S = 0.1
-# The simulated GPU is a dozen threads on the same CPUs, and its arrays are made while the clock runs.
+# The simulated GPU is a dozen threads on the same CPUs; its arrays are made while the clock runs.
 LATE_ON_SIMULATOR_S = 0.5
 LASTING = {"failures": 100_000}
 Moving = kvx.Transfer[kvx.TransferResult]
