@@ -40,14 +40,12 @@ def open_device(config: GpuConfig, tier: HbmTierConfig | None) -> _core.Device:
     Raises:
         UnavailableError: There is no such device, and nothing may stand in for it.
     """
-    emulation = tier.emulation if tier is not None else Emulation.NEVER
-    assert tier is not None or emulation is Emulation.NEVER
-    if tier is not None and emulation is Emulation.ALWAYS:
+    if tier is not None and tier.emulation is Emulation.ALWAYS:
         return _core.open_emulated_device(tier.capacity_bytes)
     try:
         return _core.open_cuda_device(config.driver, config.ordinal)
     except UnavailableError as error:
-        if tier is None or emulation is Emulation.NEVER:
+        if tier is None or tier.emulation is Emulation.NEVER:
             raise
         _log.warning("the HBM tier lives in host memory, which plays a GPU: %s", error)
         return _core.open_emulated_device(tier.capacity_bytes)

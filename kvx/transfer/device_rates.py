@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from kvx.errors import TransferError
 from kvx.transfer.calibration import METHODS, Arena, Calibration, load_or_measure, measure
 from kvx.transfer.memory import MemoryRegion
 from kvx_ext import _core
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 _HOST_BYTES = 16 << 20
 _STAGING_BYTES = 16 << 20
 _COPY_TIMEOUT_S = 5.0
+# How `measure` says that copies did not end.
+_STILL_MOVING = -1
+
+# Memory that a stuck device may still copy to or from; freeing it would hand it to somebody else.
+_ABANDONED: list[tuple[MemoryRegion, ExitStack]] = []
 
 
 def calibration_for(
@@ -49,23 +55,27 @@ def calibration_for(
     def measured() -> Calibration:
         region = MemoryRegion(_HOST_BYTES, numa_node=int(str(info["numa_node"])))
         region.prefault()
-        with (
-            closing(device.pin(region.address, region.size_bytes)) as pinned,
-            closing(device.allocate(3 * _HOST_BYTES)) as memory,
-        ):
+        with ExitStack() as arena:
+            pinned = arena.enter_context(closing(device.pin(region.address, region.size_bytes)))
+            memory = arena.enter_context(closing(device.allocate(3 * _HOST_BYTES)))
             pinned.wait(_COPY_TIMEOUT_S)
-            return measure(
-                lambda gb_s: _core.Copies(
-                    device, sm=sm, staging_bytes=_STAGING_BYTES, calibration=gb_s
-                ),
-                Arena(region.address, region.size_bytes, memory.address),
-                uuid=uuid,
-                driver_version=driver_version,
-                methods=methods,
-                staged_bytes_max=_STAGING_BYTES // 2,
-                progress=None
-                if progress is None
-                else lambda done, total: progress("calibrate", done, total),
-            )
+            try:
+                return measure(
+                    lambda gb_s: _core.Copies(
+                        device, sm=sm, staging_bytes=_STAGING_BYTES, calibration=gb_s
+                    ),
+                    Arena(region.address, region.size_bytes, memory.address),
+                    uuid=uuid,
+                    driver_version=driver_version,
+                    methods=methods,
+                    staged_bytes_max=_STAGING_BYTES // 2,
+                    progress=None
+                    if progress is None
+                    else lambda done, total: progress("calibrate", done, total),
+                )
+            except TransferError as error:
+                if error.bytes_done == _STILL_MOVING:
+                    _ABANDONED.append((region, arena.pop_all()))
+                raise
 
     return load_or_measure(directory, uuid, driver_version, measured)
