@@ -1,4 +1,4 @@
-"""The example of README.md runs as it stands and prints what its comments say."""
+"""The examples of README.md and of the GPU guide run as they stand and print what they say."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PROMISED = {
+    "README.md": ["8 NEVER_STORED", "8 True"],
+    "docs/guides/gpu.md": ["24 24", "24 True"],
+}
 
 
-def test_the_example_prints_what_it_says(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("name", PROMISED)
+def test_the_example_prints_what_it_says(tmp_path: Path, name: str) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE)
-    assert promised == ["8 NEVER_STORED", "8 True"]
+    assert promised == PROMISED[name]
     script = tmp_path / "example.py"
     script.write_text(example)
     ended = subprocess.run(
@@ -30,7 +36,9 @@ def test_the_example_prints_what_it_says(tmp_path: Path) -> None:
     assert ended.stdout.splitlines() == promised
 
 
-def test_every_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+@pytest.mark.parametrize("name", PROMISED)
+def test_every_link_leads_somewhere(name: str) -> None:
+    path = ROOT / name
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
