@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from kvx.cache.operation import PENDING
 from kvx.cache.reasons import MissReason
 from kvx.errors import UsageError
 from kvx.transfer.codes import Code
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from kvx.cache.device import DeviceLink
 
-_PENDING = 255
 _SLICE_S = 0.05
 
 
@@ -90,7 +90,7 @@ class Arrival:
 
     def prefix_blocks(self, reasons: npt.NDArray[np.uint8]) -> int:
         """Return how many leading blocks are not known to be missing by now."""
-        missed = (reasons != MissReason.HIT) & (reasons != _PENDING)
+        missed = (reasons != MissReason.HIT) & (reasons != PENDING)
         with self._lock:
             for job, rows in self._jobs:
                 missed[rows] |= job.codes() > Code.OK

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 Rows = "npt.NDArray[np.int64]"
 
-_PENDING = 255
+# In place of a reason, for a row that has none yet.
+PENDING = 255
 # Between looks for room; growing, or hundreds of operations that wait would starve the rest.
 _RETRY_MIN_S = 0.002
 _RETRY_MAX_S = 0.010
@@ -55,7 +56,7 @@ class Operation:
         self.shared = shared
         self.verb = verb
         self.transfer: Transfer[TransferResult] = Transfer(self, f"{verb} of {num_rows} blocks")
-        self.reasons = np.full(num_rows, _PENDING, np.uint8)
+        self.reasons = np.full(num_rows, PENDING, np.uint8)
         self.tiers = np.full(num_rows, TierKind.NONE, np.uint8)
         self.waiting: npt.NDArray[np.int64] = np.arange(num_rows, dtype=np.int64)
         self.bytes_done = 0
@@ -233,7 +234,7 @@ class Operation:
             for step in steps:
                 step.job.cancel()
             is_cancel = isinstance(error, TransferCancelled)
-            left = self.reasons == _PENDING
+            left = self.reasons == PENDING
             self.reasons[left] = MissReason.CANCELLED if is_cancel else MissReason.DEADLINE
             if not is_cancel and not self._steps and self._retry_s > _RETRY_MIN_S:
                 # Nothing was under way: all the time went into looking for room.

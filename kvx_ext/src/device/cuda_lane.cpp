@@ -1,5 +1,6 @@
 #include "device/cuda_lane.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -141,14 +142,24 @@ void CudaLane::sort_runs(const std::vector<CopyRequest>& requests) {
   pinned_ = device_->pinned().view();
   pinned_runs_.clear();
   pageable_runs_.clear();
+  // Most runs lie in the piece that the last one lay in, which need not be looked up again.
+  uint64_t known_begin = 0;
+  uint64_t known_end = 0;
   for (const CopyRequest& request : requests) {
     const CopyRuns& runs = request.runs;
     const std::vector<uint64_t>& hosts =
         direction_ == CopyDirection::kHostToDevice ? runs.sources : runs.targets;
     for (size_t i = 0; i < runs.size(); ++i) {
       if (runs.bytes[i] == 0) continue;
-      const bool is_pinned =
-          direction_ == CopyDirection::kDeviceToDevice || pinned_->ensure(hosts[i], runs.bytes[i]);
+      const uint64_t end = hosts[i] + runs.bytes[i];
+      bool is_pinned = direction_ == CopyDirection::kDeviceToDevice ||
+                       (hosts[i] >= known_begin && end <= known_end);
+      if (!is_pinned && pinned_->ensure(hosts[i], runs.bytes[i])) {
+        is_pinned = true;
+        const uint64_t piece_end = pinned_->piece_end(end - 1);
+        known_begin = piece_end == known_end ? std::min(known_begin, hosts[i]) : hosts[i];
+        known_end = piece_end;
+      }
       (is_pinned ? pinned_runs_ : pageable_runs_)
           .add(runs.targets[i], runs.sources[i], runs.bytes[i]);
       if (!is_pinned) fresh_.pageable_bytes += static_cast<int64_t>(runs.bytes[i]);
