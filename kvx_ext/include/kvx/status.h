@@ -24,6 +24,7 @@ enum class Code : int32_t {
   kCancelled = 9,    // cancelled, or the engine was closed
   kSkipped = 10,     // not started, because its job had already ended
   kDevice = 11,      // the GPU or its driver failed it; see error_number()
+  kPeerLost = 12,    // the peer died, froze or was fenced off before the bytes had moved
 };
 
 class [[nodiscard]] Status {

@@ -1,0 +1,25 @@
+// Certificates and keys for agents' connections. TLS 1.3 only.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kvx/status.h"
+
+namespace kvx {
+
+struct TlsFiles {
+  std::string certificate;  // PEM, with its chain
+  std::string private_key;  // PEM
+  std::string authority;    // PEM: who signs the certificates of peers; both sides present one
+};
+
+class TlsContext {
+ public:
+  // kUnavailable: there is no libssl here, and how to get it; kUsage: a file is missing or wrong,
+  // naming it.
+  static Status create(const TlsFiles& files, std::shared_ptr<TlsContext>* context);
+  virtual ~TlsContext() = default;
+};
+
+}  // namespace kvx

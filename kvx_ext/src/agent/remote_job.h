@@ -1,0 +1,61 @@
+// One read or write between this agent and a peer: its plan, its outcome, and who waits for it.
+//
+// It ends like the engine's jobs (kvx/job.h): *terminal* at its deadline at the latest, *quiesced*
+// when nothing of ours touches its local memory any more and, for a write, the peer has confirmed
+// that it has stopped or is gone. Until then it stands in the agent's quarantine.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "clock.h"
+#include "kvx/agent.h"
+#include "kvx/descriptor.h"
+#include "kvx/exposed_region.h"
+#include "kvx/lease_table.h"
+#include "ledger.h"
+
+namespace kvx {
+
+struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
+  RemoteRecord(uint64_t record_id, bool writes, std::shared_ptr<const RemotePlan> its_plan,
+               TimePoint its_deadline);
+
+  // The next blocks for a copy thread; false when none are left.
+  bool take(int64_t* first, int64_t* count);
+
+  bool is_ending() const { return is_claimed.load(std::memory_order_acquire); }
+  bool is_terminal() const { return state.load(std::memory_order_acquire) != JobState::kRunning; }
+
+  int64_t bytes_of(int64_t block) const { return plan->local[static_cast<size_t>(block)].total(); }
+  const uint8_t* key_of(int64_t block) const;
+  bool has_expected(int64_t) const { return !plan->checksums.empty(); }
+
+  const uint64_t id;
+  const bool is_write;
+  const std::shared_ptr<const RemotePlan> plan;
+  const TimePoint begun_at;
+  const TimePoint deadline;
+  const int64_t grain_blocks;
+
+  Ledger ledger;
+  std::atomic<int64_t> cursor{0};
+  std::atomic<bool> has_failed{false};
+  std::atomic<bool> is_lost{false};  // the peer went before the end
+  std::atomic<bool> is_claimed{false};
+  std::atomic<JobState> state{JobState::kRunning};
+  std::atomic<bool> is_quiesced{false};
+  std::atomic<bool> is_watched{false};  // its end is an event
+  std::atomic<int64_t> latency_ns{0};
+
+  std::mutex mutex;
+  std::condition_variable ended;
+};
+
+}  // namespace kvx

@@ -1,0 +1,95 @@
+// A connected socket that never blocks: plain or TLS, tcp or unix; and how such sockets are made.
+#pragma once
+
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvx/status.h"
+
+namespace kvx {
+
+class UniqueFd {
+ public:
+  UniqueFd() = default;
+  explicit UniqueFd(int fd) : fd_(fd) {}
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  ~UniqueFd() { reset(); }
+
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+  void reset() {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+  }
+  explicit operator bool() const { return fd_ >= 0; }
+
+ private:
+  int fd_ = -1;
+};
+
+// One thread receives and sends at a time.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+
+  // Bytes received (0: the other side has closed), or a negative errno; -EAGAIN: wait until
+  // readable. Descriptors that came along are appended to `fds`.
+  virtual ssize_t receive(std::span<const iovec> target, std::vector<UniqueFd>* fds) = 0;
+  // Bytes sent, or a negative errno; -EAGAIN: wait until writable. `passed_fd` (-1: none) goes with
+  // the first byte, once one is accepted.
+  virtual ssize_t send(std::span<const iovec> source, int passed_fd) = 0;
+  // TLS may hold bytes that poll does not know of.
+  virtual bool has_buffered() const { return false; }
+  // TLS may need the other direction first.
+  virtual bool wants_read_to_send() const { return false; }
+  virtual bool wants_write_to_receive() const { return false; }
+  virtual bool is_encrypted() const { return false; }
+
+  virtual int fd() const = 0;
+};
+
+std::unique_ptr<Stream> make_plain_stream(UniqueFd fd, bool is_unix);
+
+// Sockets are non-blocking and close-on-exec. `host` may be a name or an address of either family.
+Status listen_tcp_socket(const std::string& host, int port, UniqueFd* fd, int* bound_port);
+Status listen_unix_socket(const std::string& path, UniqueFd* fd);
+// Begins to connect: writable once it is decided, connect_error() tells how.
+Status dial_tcp_socket(const std::string& host, int port, UniqueFd* fd);
+Status dial_unix_socket(const std::string& path, UniqueFd* fd);
+Status pair_sockets(UniqueFd* one, UniqueFd* other);
+// Empty with errno set when there is none to accept.
+UniqueFd accept_socket(int listener, std::string* address);
+// 0, or the errno with which connecting failed.
+int connect_error(int fd);
+// No delay, no lingering, keep-alive, and buffers that the kernel sizes itself.
+void tune_tcp(int fd);
+
+struct PeerProcess {
+  int32_t pid = 0;
+  uint32_t uid = 0;
+};
+// Who is at the other end of a unix socket.
+Status peer_process(int fd, PeerProcess* process);
+
+struct TcpHealth {
+  int64_t unacknowledged = 0;  // segments
+  int64_t retransmits = 0;     // of the oldest of them
+};
+// Zeros for other sockets.
+TcpHealth tcp_health(int fd);
+
+}  // namespace kvx
