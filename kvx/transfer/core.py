@@ -243,6 +243,7 @@ class CoreMaker(Protocol):
     def plan(
         self,
         core: LinkCore,
+        *,
         region: int,
         local: Int64s,
         remote_region: int,

@@ -55,6 +55,8 @@ class HostIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arra
         here = host_identity()
         if not self.is_same_host(here) or self.pid_namespace != here.pid_namespace:
             return False
+        if self.uid != here.uid:  # /proc may hide what others run
+            return False
         return _started(self.pid) != self.pid_started
 
 
