@@ -42,6 +42,7 @@ class Memory:
         device_ordinal: Number of the device; -1 for host memory.
         fd: Of the memfd that is mapped at `address`; -1 for private memory.
         fd_offset: Where in it `address` is.
+        is_writable: Whether its owner lets others write; if not it can only be read from.
         owner: What keeps the memory alive.
     """
 
@@ -52,6 +53,7 @@ class Memory:
     device_ordinal: int = -1
     fd: int = -1
     fd_offset: int = 0
+    is_writable: bool = True
     owner: object = field(default=None, repr=False, compare=False)
 
 
@@ -94,6 +96,8 @@ class BackendHost:
         ended: To be called with the number of a job that ended after `LinkJob.watch`, from any
             thread.
         card_changed: To be called when `Endpoint.card` returns something new.
+        peer_objection: Returns why a peer, by number, cannot copy out of a region of ours, as it
+            said itself; empty when it can.
     """
 
     agent: str
@@ -103,6 +107,7 @@ class BackendHost:
     on_message: Callable[[Callable[[str, bytes], None]], None]
     ended: Callable[[int], None]
     card_changed: Callable[[], None]
+    peer_objection: Callable[[int, int], str]
 
 
 @dataclass(frozen=True, slots=True)
