@@ -39,6 +39,7 @@ class Conversation:
 
     Attributes:
         words: Messages for endpoints of backends that were not delivered yet: backend, peer, bytes.
+        when_news: Called with a peer whose card has changed.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Conversation:
         self._wall_ns = wall_ns
         self._regions: set[int] = set()
         self.words: list[tuple[str, str, bytes]] = []
+        self.when_news: Callable[[PeerRecord], None] = lambda _: None
 
     def heard(self, connection: int, payload: bytes) -> None:
         """Take a message; whoever sends what is none loses the connection."""
@@ -163,6 +165,7 @@ class Conversation:
         if is_news:
             record.card = card
             self._book.replace(card, data)
+            self.when_news(record)
         if not lane.is_introduced:
             if not lane.is_dialled:
                 self.say_on(lane, OwnCard(self._issuer.data))

@@ -104,7 +104,7 @@ class Loop:
         for event in self._core.next_events(_EVENTS_MAX, timeout_s):
             try:
                 self._take(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged here: it is somebody else's code
                 _log.exception("event %s was not taken", EventKind(event[0]).name)
         if self._clock() >= self._next_tick or self._dialler.next_due() <= self._clock():
             self._tick()
@@ -171,5 +171,5 @@ class Loop:
 def _logged(callback: Callable[..., None], *arguments: object) -> None:
     try:
         callback(*arguments)
-    except Exception:
+    except Exception:  # noqa: BLE001 - logged here: it is somebody else's code
         _log.exception("a callback failed")

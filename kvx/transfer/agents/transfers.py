@@ -79,12 +79,13 @@ class LinkDrive:
     """Drives a transfer by its job."""
 
     def __init__(
-        self, job: LinkJob, record: PeerRecord, desk: TransferDesk, *, backend: str, verb: str,
-        deadline_s: float,
+        self, job: LinkJob, record: PeerRecord, desk: TransferDesk, *, family: str, backend: str,
+        verb: str, deadline_s: float,
     ) -> None:  # fmt: skip
         """Drive one job."""
         self.job = job
         self.backend = backend
+        self._family = family
         self.transfer: weakref.ref[LinkTransfer] | None = None
         self._record = record
         self._desk = desk
@@ -121,9 +122,9 @@ class LinkDrive:
         """Let the agent's thread settle the transfer when its job ends."""
         if self._is_settled:
             return
-        self._desk.watch(self.backend, self.job.id, transfer)
+        self._desk.watch(self._family, self.job.id, transfer)
         if self.job.watch():
-            self._desk.ended(self.backend, self.job.id)
+            self._desk.ended(self._family, self.job.id)
 
     def settle(self) -> None:
         """Complete the transfer when its job has ended."""
@@ -159,22 +160,40 @@ class TransferDesk:
         self._watched: dict[tuple[str, int], LinkTransfer] = {}
 
     def begin(
-        self, job: LinkJob, record: PeerRecord, *, backend: str, verb: str, deadline_s: float
+        self,
+        job: LinkJob,
+        record: PeerRecord,
+        *,
+        family: str,
+        backend: str,
+        verb: str,
+        deadline_s: float,
     ) -> LinkTransfer:
-        """Return the transfer of a job."""
-        drive = LinkDrive(job, record, self, backend=backend, verb=verb, deadline_s=deadline_s)
+        """Return the transfer of a job.
+
+        Args:
+            job: Moves the bytes.
+            record: The peer.
+            family: Whose numbers the job's is one of: empty for the native core's, else a backend.
+            backend: The way.
+            verb: ``read`` or ``write``.
+            deadline_s: What the job was given.
+        """
+        drive = LinkDrive(
+            job, record, self, family=family, backend=backend, verb=verb, deadline_s=deadline_s
+        )
         preposition = "from" if verb == "read" else "to"
         return LinkTransfer(drive, f"the {verb} {preposition} {record.name}")
 
-    def watch(self, backend: str, job_id: int, transfer: LinkTransfer) -> None:
+    def watch(self, family: str, job_id: int, transfer: LinkTransfer) -> None:
         """Keep a transfer until its job's end is told."""
         with self._lock:
-            self._watched[backend, job_id] = transfer
+            self._watched[family, job_id] = transfer
 
-    def ended(self, backend: str, job_id: int) -> None:
+    def ended(self, family: str, job_id: int) -> None:
         """Settle the transfer of a job that has ended; on any thread."""
         with self._lock:
-            transfer = self._watched.pop((backend, job_id), None)
+            transfer = self._watched.pop((family, job_id), None)
         if transfer is not None:
             transfer.poll()
 

@@ -205,7 +205,7 @@ class Ways:
         for name, endpoint in self._endpoints.items():
             try:
                 endpoint.close(timeout_s)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged here: it is somebody else's code
                 _log.exception("backend %s did not close", name)
 
     def _order(self, record: PeerRecord) -> tuple[str, ...]:
