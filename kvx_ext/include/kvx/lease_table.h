@@ -119,7 +119,6 @@ class LeaseTable {
   void end_use(const Lease& lease);
   // All REQUIRE mutex_. `ended` takes what is to be destroyed once it is unlocked.
   Status choose_id(uint64_t* id) const;
-  void publish(const LeaseRef& ref, int64_t expires_ns);
   void end(Entry& entry);
   Entries::iterator erase(Entries::iterator place, std::vector<std::unique_ptr<Entry>>* ended);
   template <class Selects>

@@ -8,6 +8,7 @@
 
 #include "clock.h"
 #include "kvx/lease_table.h"
+#include "shim/fence.h"
 
 namespace kvx {
 
@@ -25,9 +26,9 @@ inline void publish_word(LeaseWord& word, uint64_t generation, int64_t expires_n
 
 inline void clear_word(LeaseWord& word) {
   word.generation.store(0, std::memory_order_relaxed);
-  // Nothing the owner writes from now on may be seen before this. A release fence orders ordinary
-  // stores only; on x86 a streaming store may overtake the one above.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // Nothing the owner writes from now on may be seen before this. A release fence would order
+  // ordinary stores only; on x86 a streaming store may overtake the one above.
+  fence_all();
 }
 
 // REQUIRES: generation is not 0.
