@@ -1,8 +1,12 @@
 // Connections of an agent, and what its peers on this host have announced over them.
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -40,8 +44,7 @@ Status map_region(const wire::RegionNews& news, int fd, std::shared_ptr<void>* m
             error};
   }
   (void)madvise(aligned, bytes, MADV_HUGEPAGE);
-  *mapping = std::shared_ptr<void>(
-      reserved, [all = bytes + slack](void* at) { munmap(at, all); });
+  *mapping = std::shared_ptr<void>(reserved, [all = bytes + slack](void* at) { munmap(at, all); });
   *mapped = aligned;
   return Status::Ok();
 }
@@ -132,8 +135,8 @@ void AgentCore::tick() {
 Status AgentCore::listen(UniqueFd listener, bool is_unix, std::shared_ptr<TlsContext> tls) {
   if (is_closed()) return {Code::kCancelled, "the agent is closed"};
   const uint64_t id = next_connection_.fetch_add(1);
-  auto made = std::make_shared<Listener>(weak_from_this(), std::move(listener), is_unix,
-                                         std::move(tls));
+  auto made =
+      std::make_shared<Listener>(weak_from_this(), std::move(listener), is_unix, std::move(tls));
   Status status = loops_.front()->watch(id, made->fd(), EPOLLIN, made);
   std::lock_guard lock(peers_mutex_);
   if (status.ok()) listeners_[id] = std::move(made);
@@ -259,7 +262,8 @@ Status AgentCore::pull_source(uint64_t peer, uint32_t region, std::span<const De
   }
   const auto known = entry.regions.find(region);
   if (known == entry.regions.end()) {
-    return {Code::kStale, "the peer has no region " + std::to_string(region) + " any more, or not yet"};
+    return {Code::kStale,
+            "the peer has no region " + std::to_string(region) + " any more, or not yet"};
   }
   PeerRegion& source = known->second;
   Status status = validate(blocks, source.news.bytes);

@@ -117,12 +117,14 @@ class AgentCore : public std::enable_shared_from_this<AgentCore> {
  private:
   class Listener;
 
-  Status begin_streams(const std::shared_ptr<RemoteRecord>& record, const LeaseRef& lease,
-                       const std::vector<std::shared_ptr<Connection>>& connections);
-  Status begin_pull_read(const std::shared_ptr<RemoteRecord>& record,
-                         std::shared_ptr<PullTask> task);
-  Status begin_pull_write(const std::shared_ptr<RemoteRecord>& record, const LeaseRef& lease,
-                          const std::shared_ptr<Connection>& connection);
+  static std::vector<std::weak_ptr<Connection>> stream_connections(
+      const std::vector<std::shared_ptr<Connection>>& connections);
+  Status find_source(const RemoteRequest& request, std::shared_ptr<PullTask>* task);
+  Status lend(RemoteRecord& record, LeaseRef* own);
+  void begin_pull(const std::shared_ptr<RemoteRecord>& record, std::shared_ptr<PullTask> task);
+  Status begin_lent(const std::shared_ptr<RemoteRecord>& record, const LeaseRef& lease,
+                    const LeaseRef& own);
+  Status begin_streams(const std::shared_ptr<RemoteRecord>& record, const LeaseRef& lease);
   std::vector<std::shared_ptr<Connection>> connections_of(uint64_t peer) const;
 
   void end(RemoteRecord& record, JobState state);

@@ -44,8 +44,8 @@ void AgentCore::expire() {
 bool AgentCore::finish(RemoteRecord& record, int64_t holds, int64_t settled) {
   const Balance balance = record.ledger.release(holds, settled);
   if (balance.open == 0 && !record.is_claimed.exchange(true, std::memory_order_acq_rel)) {
-    end(record, record.has_failed.load(std::memory_order_relaxed) ? JobState::kFailed
-                                                                  : JobState::kDone);
+    const JobState failed = record.is_cancelled.load() ? JobState::kCancelled : JobState::kFailed;
+    end(record, record.has_failed.load(std::memory_order_relaxed) ? failed : JobState::kDone);
     return true;
   }
   if (balance.holds == 0) {
@@ -144,6 +144,7 @@ bool AgentCore::end_early(RemoteRecord& record, JobState state, Code begun_code)
   end(record, state);
   // Whatever the peer copies out of our memory from now on is not what was asked for.
   if (record.own_lease != 0) (void)leases_->revoke(record.own_lease, 0.0);
+  puller_.forget(record);
   detach(record);
   tell(record);
   return true;
@@ -167,12 +168,12 @@ bool AgentCore::cancel(RemoteRecord& record) {
   if (record.is_cancelled.exchange(true)) return !record.is_terminal();
   // Its receiver says how far it came; should it not, the record ends without its word.
   detach(record);
-  loops_.front()->call_at(
-      time_after(options_.cancel_grace_s), [this, weak = record.weak_from_this()] {
-        if (const auto alive = weak.lock(); alive != nullptr) {
-          end_early(*alive, JobState::kCancelled, Code::kCancelled);
-        }
-      });
+  loops_.front()->call_at(time_after(options_.cancel_grace_s),
+                          [this, weak = record.weak_from_this()] {
+                            if (const auto alive = weak.lock(); alive != nullptr) {
+                              end_early(*alive, JobState::kCancelled, Code::kCancelled);
+                            }
+                          });
   return true;
 }
 
@@ -215,8 +216,7 @@ std::vector<Quarantined> AgentCore::quarantine() const {
   std::lock_guard lock(records_mutex_);
   for (const auto& [id, record] : records_) {
     if (!record->is_terminal() || record->is_quiesced.load() || record->is_served) continue;
-    const auto ended_at =
-        record->begun_at + std::chrono::nanoseconds(record->latency_ns.load());
+    const auto ended_at = record->begun_at + std::chrono::nanoseconds(record->latency_ns.load());
     found.push_back({.id = id,
                      .peer = record->peer,
                      .is_write = record->is_write,

@@ -126,7 +126,8 @@ Status Connection::approve(uint64_t peer) {
   core_->note_greeting(-1);
   core_->join_peer(shared_from_this(), peer, process_);
   if (is_unix_) {
-    const wire::RegionNews news{.access = wire::RegionAccess::kPages};
+    const wire::RegionNews news{.access = wire::RegionAccess::kPages,
+                                .bytes = kLeaseSlots * int64_t{sizeof(LeaseWord)}};
     queue_frame(wire::Type::kRegion, 0, wire::encode(news), core_->leases().fd());
     for (const auto& region : core_->regions().all()) announce_locked(*region);
   }
@@ -172,9 +173,8 @@ void Connection::close_locked(const std::string& reason) {
   loop_.forget(id_, stream_->fd());
   (void)::shutdown(stream_->fd(), SHUT_RDWR);
   release_flows();
-  later_.push_back([core = core_, self = shared_from_this(), reason] {
-    core->leave(self, reason);
-  });
+  later_.push_back(
+      [core = core_, self = shared_from_this(), reason] { core->leave(self, reason); });
 }
 
 void Connection::tick(TimePoint now, double ping_s, double greeting_s) {
@@ -184,9 +184,9 @@ void Connection::tick(TimePoint now, double ping_s, double greeting_s) {
       if (now >= connects_by_) close_locked("nobody answered in time");
       return;
     case Stage::kGreeting:
-      if (now >= std::max(begun_at_, connects_by_) +
-                     std::chrono::duration_cast<Clock::duration>(
-                         std::chrono::duration<double>(greeting_s))) {
+      if (now >=
+          std::max(begun_at_, connects_by_) + std::chrono::duration_cast<Clock::duration>(
+                                                  std::chrono::duration<double>(greeting_s))) {
         close_locked("it was not greeted within " + std::to_string(greeting_s) + " s");
       }
       return;
@@ -219,9 +219,9 @@ void Connection::pump(bool is_readable) {
     settle_finished_sources();
     if (sent < 0) {
       const std::string why = stream_->failure();
-      close_locked(why.empty() ? std::string("sending failed: ") +
-                                     std::strerror(static_cast<int>(-sent))
-                               : why);
+      close_locked(why.empty()
+                       ? std::string("sending failed: ") + std::strerror(static_cast<int>(-sent))
+                       : why);
       return;
     }
     bytes_out_ += sent;

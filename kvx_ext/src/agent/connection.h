@@ -1,8 +1,9 @@
 // One stream between two agents: frames in, frames out, and the flows that go over it.
 //
-// Any thread may use it, under its lock: the loop when the socket is ready, whoever submits (so that
-// a request leaves at once), and a thread that waits for a transfer, which then receives in place of
-// the loop. What must happen outside of the lock is put off until it is given back (Locked).
+// Any thread may use it, under its lock: the loop when the socket is ready, whoever submits (so
+// that a request leaves at once), and a thread that waits for a transfer, which then receives in
+// place of the loop. What must happen outside of the lock is put off until it is given back
+// (Locked).
 //
 // Until it is approved, greetings are all that is taken. Whatever is not exactly a frame of the
 // protocol closes it, and so does what a peer could fill our memory with.
@@ -101,6 +102,7 @@ class Connection : public Watched,
 
   // FrameHandler, under the lock; see receiver.h
   bool accepts(const wire::Header& header) override;
+  bool defers(const wire::Header& header) override;
   bool on_frame(const wire::Header& header, std::span<const uint8_t> body,
                 std::vector<UniqueFd>& fds) override;
   Sink* sink_of(const wire::Header& header, const wire::Piece& piece, bool* is_wrong) override;
@@ -160,10 +162,10 @@ class Connection : public Watched,
   int64_t bytes_out_ = 0;
   PeerProcess process_;
 
-  std::unordered_map<uint64_t, std::unique_ptr<ReadSink>> reads_;        // ours, by wire id
-  std::unordered_map<uint64_t, Writing> writes_;                     // ours
-  std::unordered_map<uint64_t, std::shared_ptr<Serving>> serving_;   // the peer's reads
-  std::unordered_map<uint64_t, std::unique_ptr<Landing>> landings_;  // the peer's writes
+  std::unordered_map<uint64_t, std::unique_ptr<ReadSink>> reads_;      // ours, by wire id
+  std::unordered_map<uint64_t, Writing> writes_;                       // ours
+  std::unordered_map<uint64_t, std::shared_ptr<Serving>> serving_;     // the peer's reads
+  std::unordered_map<uint64_t, std::unique_ptr<Landing>> landings_;    // the peer's writes
   std::unordered_map<uint64_t, std::shared_ptr<RemoteRecord>> pulls_;  // the peer's writes
 };
 

@@ -40,6 +40,13 @@ bool Connection::accepts(const wire::Header& header) {
   }
 }
 
+// The other side may have approved us already, and go on.
+bool Connection::defers(const wire::Header& header) {
+  if (stage_ != Stage::kGreeting || header.type == wire::Type::kGreeting) return false;
+  is_paused_ = true;
+  return true;
+}
+
 bool Connection::on_frame(const wire::Header& header, std::span<const uint8_t> body,
                           std::vector<UniqueFd>& fds) {
   switch (header.type) {

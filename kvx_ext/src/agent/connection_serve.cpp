@@ -181,6 +181,7 @@ void Connection::start_pull(uint64_t id, wire::Request request, wire::PullOrigin
     core->puller().submit(task, !is_small);
     while (is_small && core->puller().help(*record)) {
     }
+    if (is_small && !record->is_terminal()) core->puller().wake();
   });
 }
 

@@ -98,9 +98,9 @@ bool Landing::expects(int64_t, uint64_t*) const { return false; }
 wire::Done Landing::outcome() const {
   wire::Done done{.failures = failures_, .checksums = checksums_};
   if (is_settled()) return done;
-  const Code rest = is_cancelled_                  ? Code::kCancelled
-                    : Clock::now() >= deadline     ? Code::kTimeout
-                                                   : Code::kStale;
+  const Code rest = is_cancelled_              ? Code::kCancelled
+                    : Clock::now() >= deadline ? Code::kTimeout
+                                               : Code::kStale;
   done.code = rest;
   // Those that came are named, since the code is of all others. Failures are in order of blocks.
   size_t next = 0;

@@ -74,7 +74,7 @@ struct Copied {
 
 Copied copy_mapped(const PullTask& task, PairWalk& walk, uint64_t seed) {
   const ChecksumKernel& kernel = fastest_checksum_kernel();
-  uint8_t* base = task.record->plan->region->base();
+  uint8_t* base = task.record->region->base();
   Copied copied{.checksum = seed};
   for (Pair pair; walk.next(&pair);) {
     interrupt();
@@ -106,7 +106,7 @@ void skip(std::span<iovec>* runs, size_t bytes) {
 void read_foreign(const PullTask& task, std::span<const Pair> batch, Copied* copied) {
   std::array<iovec, kBatchRuns> target_runs;
   std::array<iovec, kBatchRuns> source_runs;
-  uint8_t* base = task.record->plan->region->base();
+  uint8_t* base = task.record->region->base();
   for (size_t i = 0; i < batch.size(); ++i) {
     const auto bytes = static_cast<size_t>(batch[i].bytes);
     const uint64_t there = task.source.foreign_base + static_cast<uint64_t>(batch[i].source);
@@ -132,7 +132,7 @@ void read_foreign(const PullTask& task, std::span<const Pair> batch, Copied* cop
 
 Copied copy_foreign(const PullTask& task, PairWalk& walk, uint64_t seed) {
   const ChecksumKernel& kernel = fastest_checksum_kernel();
-  const uint8_t* base = task.record->plan->region->base();
+  const uint8_t* base = task.record->region->base();
   Copied copied{.checksum = seed};
   std::array<Pair, kBatchRuns> batch;
   for (bool has_more = true; has_more;) {
@@ -170,7 +170,7 @@ bool may_write(const PullTask& task) { return !task.may_write || task.may_write(
 // 0xFF is NaN in every KV dtype: who ignores the outcome cannot mistake it for KV.
 void poison(const PullTask& task, const Descriptor& block) {
   if (!may_write(task)) return;
-  uint8_t* row = task.record->plan->region->base() + block.offset;
+  uint8_t* row = task.record->region->base() + block.offset;
   for (int64_t i = 0; i < block.count; ++i, row += block.stride) {
     std::memset(row, 0xff, static_cast<size_t>(block.bytes));
   }
@@ -200,7 +200,7 @@ PullOutcome pull_block(const PullTask& task, int64_t block) {
   PullOutcome outcome{.code = copied.code, .error_number = copied.error_number};
   if (copied.code == Code::kOk) {
     outcome.checksum = copied.checksum;
-    if (record.has_expected(block) && copied.checksum != record.plan->checksums[index]) {
+    if (!record.plan->checksums.empty() && copied.checksum != record.plan->checksums[index]) {
       outcome.code = Code::kCorrupt;
     }
   }

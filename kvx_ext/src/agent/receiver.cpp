@@ -114,8 +114,9 @@ bool Receiver::step(FrameHandler& handler) {
 
 bool Receiver::on_header(FrameHandler& handler) {
   if (buffered().size() < wire::kHeaderBytes) return false;
-  const bool is_frame =
-      wire::decode(buffered().first<wire::kHeaderBytes>(), &header_) && handler.accepts(header_);
+  const bool is_known = wire::decode(buffered().first<wire::kHeaderBytes>(), &header_);
+  if (is_known && handler.defers(header_)) return false;
+  const bool is_frame = is_known && handler.accepts(header_);
   if (!is_frame) {
     fail("it sent what is no frame of the protocol, or none that may come now");
     return false;
@@ -139,8 +140,9 @@ bool Receiver::on_body(FrameHandler& handler) {
   state_ = State::kHeader;
   const bool is_fine = handler.on_frame(header_, is_whole ? some : std::span(body_), fds_);
   begin_ += some.size();
-  if (!is_fine) fail("it broke the protocol with a frame of type " +
-                     std::to_string(static_cast<int>(header_.type)));
+  if (!is_fine)
+    fail("it broke the protocol with a frame of type " +
+         std::to_string(static_cast<int>(header_.type)));
   return is_fine;
 }
 

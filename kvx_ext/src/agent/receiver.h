@@ -20,6 +20,8 @@ class FrameHandler {
   virtual ~FrameHandler() = default;
   // Whether a frame of this type may come now.
   virtual bool accepts(const wire::Header& header) = 0;
+  // True: it may, but only later; nothing is taken until is_paused() is over.
+  virtual bool defers(const wire::Header& header) = 0;
   // A whole frame other than a piece. False: the peer breaks the protocol.
   virtual bool on_frame(const wire::Header& header, std::span<const uint8_t> body,
                         std::vector<UniqueFd>& fds) = 0;

@@ -37,12 +37,11 @@ struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
 
   int64_t bytes_of(int64_t block) const { return plan->local[static_cast<size_t>(block)].total(); }
   const uint8_t* key_of(int64_t block) const;
-  bool has_expected(int64_t) const { return !plan->checksums.empty(); }
 
   const uint64_t id;
   const bool is_write;
-  uint64_t peer = 0;     // these are set before anybody else sees the record
-  RegionHold region;     // of plan->local; given back when the record quiesces
+  uint64_t peer = 0;  // these are set before anybody else sees the record
+  RegionHold region;  // of plan->local; given back when the record quiesces
   std::vector<uint8_t> note;
   std::function<void()> on_quiesced;  // outside of all locks; may be empty
   std::vector<std::weak_ptr<Connection>> connections;
@@ -61,9 +60,9 @@ struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
   std::atomic<bool> is_claimed{false};
   std::atomic<JobState> state{JobState::kRunning};
   std::atomic<bool> is_quiesced{false};
-  std::atomic<bool> is_watched{false};  // its end is an event
+  std::atomic<bool> is_watched{false};    // its end is an event
   std::atomic<bool> is_cancelled{false};  // a write: its receiver was asked to stop
-  int waker = -1;  // mutex: eventfd of a thread that receives while it waits
+  int waker = -1;                         // mutex: eventfd of a thread that receives while it waits
   std::atomic<int64_t> latency_ns{0};
 
   std::atomic<bool> is_told_end{false};    // tell() has done what the end brings

@@ -6,13 +6,12 @@
 
 namespace kvx {
 
-Status finish_plan(RemotePlan* plan) {
-  if (!plan->region) return {Code::kUsage, "the local region is gone"};
+Status finish_plan(RemotePlan* plan, int64_t region_bytes) {
   const size_t blocks = plan->local.size();
   if (blocks == 0) return {Code::kUsage, "a transfer needs blocks"};
   // How large the remote region is only its owner can tell, and it checks.
   constexpr int64_t kUnknownBytes = std::numeric_limits<int64_t>::max();
-  Status status = validate(plan->local, plan->region->bytes());
+  Status status = validate(plan->local, region_bytes);
   if (status.ok()) status = validate(plan->remote, kUnknownBytes);
   if (status.ok()) status = validate_fit(plan->local, plan->remote);
   if (!status.ok()) return status;

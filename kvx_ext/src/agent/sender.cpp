@@ -25,8 +25,7 @@ void append_header(std::vector<uint8_t>& target, const wire::Header& header) {
 void Sender::queue(wire::Type type, uint64_t id, std::span<const uint8_t> body, int fd) {
   Frame frame;
   frame.bytes.reserve(wire::kHeaderBytes + body.size());
-  append_header(frame.bytes,
-                {.type = type, .bytes = static_cast<uint32_t>(body.size()), .id = id});
+  append_header(frame.bytes, {.type = type, .bytes = static_cast<uint32_t>(body.size()), .id = id});
   frame.bytes.insert(frame.bytes.end(), body.begin(), body.end());
   if (fd >= 0) frame.fd = UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 0));
   queued_bytes_ += static_cast<int64_t>(frame.bytes.size());
@@ -45,7 +44,9 @@ bool Sender::has_work() const {
          !frames_.empty() || !sources_.empty();
 }
 
-std::vector<std::shared_ptr<Source>> Sender::take_finished() { return std::exchange(finished_, {}); }
+std::vector<std::shared_ptr<Source>> Sender::take_finished() {
+  return std::exchange(finished_, {});
+}
 
 // The same number of bytes, of nothing.
 void Sender::blank_payload() {
