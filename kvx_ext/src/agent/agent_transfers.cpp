@@ -7,7 +7,6 @@ namespace kvx {
 
 namespace {
 
-constexpr uint64_t kPartBits = 8;
 constexpr size_t kPartsMax = 8;
 constexpr int64_t kPartBytesMin = 8 << 20;  // less is not worth a second connection
 // Copied on the caller's thread before submit() returns: it is over sooner than a thread wakes up.

@@ -19,9 +19,10 @@ namespace {
 // Moved under the lock in one go: whoever else wants the connection waits that long.
 constexpr int64_t kReceiveBudget = 1 << 20;
 constexpr int64_t kSendBudget = 4 << 20;
+// Sent by whoever submits, so that small requests leave at once; the rest is the loop's.
+constexpr int64_t kInlineSendBudget = 64 << 10;
 // Frames that a peer does not take: it is not reading, or asks without end.
 constexpr int64_t kQueuedBytesMax = int64_t{192} << 20;
-constexpr uint64_t kPartBits = 8;
 
 double seconds_since(TimePoint begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -150,14 +151,14 @@ void Connection::announce(const ExposedRegion& region) {
   Locked locked(*this);
   if (!is_open() || !is_unix_) return;
   announce_locked(region);
-  pump(false);
+  flush();
 }
 
 void Connection::announce_gone(uint32_t region) {
   Locked locked(*this);
   if (!is_open() || !is_unix_) return;
   queue_frame(wire::Type::kRegionGone, region, {});
-  pump(false);
+  flush();
 }
 
 void Connection::close(const std::string& reason) {
@@ -195,14 +196,18 @@ void Connection::tick(TimePoint now, double ping_s, double greeting_s) {
       is_asked_ = true;
       asked_at_ = now;
       queue_frame(wire::Type::kPing, static_cast<uint64_t>(now.time_since_epoch().count()), {});
-      pump(false);
+      flush();
       return;
     case Stage::kClosed:
       return;
   }
 }
 
-void Connection::pump(bool is_readable) {
+void Connection::flush() { pump(false, kInlineSendBudget); }
+
+void Connection::pump(bool is_readable) { pump(is_readable, kSendBudget); }
+
+void Connection::pump(bool is_readable, int64_t send_budget) {
   if (is_closed() || stage_ == Stage::kConnecting) return;
   if (is_readable) {
     const int64_t received = receiver_.receive(*stream_, *this, kReceiveBudget);
@@ -215,7 +220,7 @@ void Connection::pump(bool is_readable) {
   }
   if (is_closed()) return;
   if (sender_.has_work()) {
-    const int64_t sent = sender_.send(*stream_, kSendBudget, &is_send_blocked_);
+    const int64_t sent = sender_.send(*stream_, send_budget);
     settle_finished_sources();
     if (sent < 0) {
       const std::string why = stream_->failure();
@@ -229,13 +234,23 @@ void Connection::pump(bool is_readable) {
   if (!is_closed()) update_interest();
 }
 
+bool Connection::wants_to_send() const {
+  if (stream_->wants_write_to_receive()) return true;
+  return sender_.has_work() && !stream_->wants_read_to_send();
+}
+
 void Connection::update_interest() {
   if (is_closed()) return;
   uint32_t wanted = 0;
-  const bool is_stuck_on_read = stream_->wants_read_to_send();
-  if (!is_paused_ && !is_helped_) wanted |= EPOLLIN;
-  if ((sender_.has_work() && !is_stuck_on_read) || stream_->wants_write_to_receive()) {
-    wanted |= EPOLLOUT;
+  if (!is_paused_) wanted |= EPOLLIN;
+  if (wants_to_send()) wanted |= EPOLLOUT;
+  if (helper_ >= 0) {
+    // It waits for what was wanted when it began to.
+    if ((wanted & ~helper_waits_for_ & EPOLLOUT) != 0) {
+      const uint64_t one = 1;
+      (void)!write(helper_, &one, sizeof(one));
+    }
+    wanted = 0;
   }
   if (wanted == interest_) return;
   interest_ = wanted;
@@ -257,8 +272,8 @@ void Connection::on_ready(uint32_t events) {
     push_event(EventKind::kOpened, {});
   }
   // While a waiting thread receives, an error or hang-up is its to find.
-  const bool reads = !is_paused_ && !is_helped_;
-  pump(reads);
+  if (helper_ >= 0) return;
+  pump(!is_paused_);
   if (!is_closed() && is_paused_ && (events & (EPOLLHUP | EPOLLERR)) != 0) {
     close_locked("the peer closed the connection");
   }
@@ -267,150 +282,37 @@ void Connection::on_ready(uint32_t events) {
 bool Connection::receive_until(const std::function<bool()>& is_over, int waker, TimePoint until) {
   {
     Locked locked(*this);
-    if (is_helped_ || !is_open()) return false;
-    is_helped_ = true;
-    update_interest();
+    if (helper_ >= 0 || !is_open()) return false;
+    helper_ = waker;
   }
+  std::array<pollfd, 2> fds{{{.fd = stream_->fd(), .events = POLLIN, .revents = 0},
+                             {.fd = waker, .events = POLLIN, .revents = 0}}};
   while (!is_over() && is_open()) {
-    bool wants_to_send;
     {
       Locked locked(*this);
-      pump(true);
-      wants_to_send = sender_.has_work();
+      fds[0].events = static_cast<short>(wants_to_send() ? POLLIN | POLLOUT : POLLIN);
+      helper_waits_for_ = static_cast<uint32_t>(fds[0].events);
+      update_interest();
     }
-    if (is_over() || !is_open()) break;
     const TimePoint now = Clock::now();
     if (now >= until) break;
-    const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(until - now);
-    const timespec timeout{.tv_sec = static_cast<time_t>(left.count() / 1'000'000'000),
-                           .tv_nsec = static_cast<long>(left.count() % 1'000'000'000)};
-    std::array<pollfd, 2> fds{{{.fd = stream_->fd(), .events = POLLIN, .revents = 0},
-                               {.fd = waker, .events = POLLIN, .revents = 0}}};
-    if (wants_to_send) fds[0].events |= POLLOUT;
-    if (ppoll(fds.data(), fds.size(), &timeout, nullptr) > 0 && fds[1].revents != 0) break;
+    const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(until - now).count();
+    const timespec timeout{.tv_sec = static_cast<time_t>(left / 1'000'000'000),
+                           .tv_nsec = static_cast<long>(left % 1'000'000'000)};
+    if (ppoll(fds.data(), fds.size(), &timeout, nullptr) < 0) continue;
+    if (fds[1].revents != 0) {
+      uint64_t count;
+      (void)!read(waker, &count, sizeof(count));
+    }
+    if (fds[0].revents == 0) continue;
+    Locked locked(*this);
+    pump(true);
   }
   Locked locked(*this);
-  is_helped_ = false;
-  pump(true);
+  helper_ = -1;
+  helper_waits_for_ = 0;
+  update_interest();
   return true;
-}
-
-Status Connection::begin_read(const std::shared_ptr<RemoteRecord>& record, uint64_t wire_id,
-                              int64_t first, int64_t count, const LeaseRef& lease) {
-  wire::Request request = request_for(*record, first, count, lease);
-  request.wants_checksums = record->plan->checksums.empty();
-  const std::vector<uint8_t> body = wire::encode(request);
-  Locked locked(*this);
-  if (!is_open()) return {Code::kPeerLost, "the connection is closed"};
-  if (!record->ledger.try_hold(1)) return Status::Ok();  // it has ended
-  for (int64_t i = first; i < first + count; ++i) (void)record->ledger.begin(i);
-  reads_.emplace(wire_id, std::make_unique<ReadSink>(record, first, count));
-  queue_frame(wire::Type::kRead, wire_id, body);
-  pump(false);
-  return Status::Ok();
-}
-
-Status Connection::begin_write(const std::shared_ptr<RemoteRecord>& record, uint64_t wire_id,
-                               int64_t first, int64_t count, const LeaseRef& lease) {
-  wire::Request request = request_for(*record, first, count, lease);
-  request.note = record->note;
-  const std::vector<uint8_t> body = wire::encode(request);
-  Locked locked(*this);
-  if (!is_open()) return {Code::kPeerLost, "the connection is closed"};
-  if (!record->ledger.try_hold(1)) return Status::Ok();
-  for (int64_t i = first; i < first + count; ++i) (void)record->ledger.begin(i);
-  auto source = std::make_shared<WriteSource>(record, wire_id, first, count);
-  writes_.emplace(wire_id, Writing{record, first, count, source, false});
-  queue_frame(wire::Type::kWrite, wire_id, body);
-  sender_.add(std::move(source));
-  pump(false);
-  return Status::Ok();
-}
-
-Status Connection::begin_pull(const std::shared_ptr<RemoteRecord>& record, uint64_t wire_id,
-                              const LeaseRef& lease, const LeaseRef& own_lease) {
-  const auto blocks = static_cast<int64_t>(record->plan->local.size());
-  wire::Request request = request_for(*record, 0, blocks, lease);
-  request.note = record->note;
-  const wire::PullOrigin origin{.region = record->region->id(),
-                                .lease_slot = own_lease.slot,
-                                .lease_generation = own_lease.generation,
-                                .blocks = record->plan->local,
-                                .checksums = record->plan->checksums};
-  const std::vector<uint8_t> body = wire::encode(request, origin);
-  Locked locked(*this);
-  if (!is_open()) return {Code::kPeerLost, "the connection is closed"};
-  if (!record->ledger.try_hold(1)) return Status::Ok();
-  for (int64_t i = 0; i < blocks; ++i) (void)record->ledger.begin(i);
-  writes_.emplace(wire_id, Writing{record, 0, blocks, nullptr, false});
-  queue_frame(wire::Type::kPull, wire_id, body);
-  pump(false);
-  return Status::Ok();
-}
-
-void Connection::finish_later(const std::shared_ptr<RemoteRecord>& record, int64_t holds,
-                              int64_t settled) {
-  if (!core_->finish(*record, holds, settled)) return;
-  later_.push_back([core = core_, record] { core->tell(*record); });
-}
-
-void Connection::end_read(uint64_t wire_id) {
-  const auto found = reads_.find(wire_id);
-  if (found == reads_.end()) return;
-  const std::unique_ptr<ReadSink> sink = std::move(found->second);
-  reads_.erase(found);
-  receiver_.forget(sink.get());
-  finish_later(sink->record(), 1, sink->take_settled());
-}
-
-void Connection::abandon(uint64_t record_id) {
-  Locked locked(*this);
-  std::vector<uint64_t> gone;
-  for (const auto& [wire_id, sink] : reads_) {
-    if (wire_id >> kPartBits == record_id) gone.push_back(wire_id);
-  }
-  for (const uint64_t wire_id : gone) {
-    end_read(wire_id);
-    if (is_open()) queue_frame(wire::Type::kCancel, wire_id, {});
-  }
-  for (auto& [wire_id, writing] : writes_) {
-    if (wire_id >> kPartBits != record_id || writing.is_cancelled) continue;
-    writing.is_cancelled = true;
-    if (writing.source != nullptr) sender_.drop(writing.source.get());
-    gone.push_back(wire_id);
-    if (is_open()) queue_frame(wire::Type::kCancel, wire_id, {});
-  }
-  if (!gone.empty()) pump(false);
-}
-
-// All that goes over it ends: ours as lost, the peer's without an answer.
-void Connection::release_flows() {
-  std::vector<std::shared_ptr<RemoteRecord>> lost;
-  while (!reads_.empty()) {
-    lost.push_back(reads_.begin()->second->record());
-    end_read(reads_.begin()->first);
-  }
-  for (auto& [wire_id, writing] : writes_) {
-    if (writing.source != nullptr) sender_.drop(writing.source.get());
-    lost.push_back(writing.record);
-    // Lost first: whoever gives back the last hold must not end it as done.
-    later_.push_back([core = core_, record = writing.record] {
-      core->lose(*record);
-      if (core->finish(*record, 1, 0)) core->tell(*record);
-    });
-  }
-  writes_.clear();
-  for (auto& record : lost) {
-    later_.push_back([core = core_, record] { core->lose(*record); });
-  }
-  for (auto& [wire_id, record] : pulls_) {
-    later_.push_back([core = core_, record] { core->lose(*record); });
-  }
-  pulls_.clear();
-  for (auto& [wire_id, serving] : serving_) sender_.drop(serving.get());
-  serving_.clear();
-  for (auto& [wire_id, landing] : landings_) receiver_.forget(landing.get());
-  landings_.clear();
 }
 
 }  // namespace kvx

@@ -124,6 +124,9 @@ class Connection : public Watched,
 
   void announce_locked(const ExposedRegion& region);
   void pump(bool is_readable);
+  void pump(bool is_readable, int64_t send_budget);
+  void flush();
+  bool wants_to_send() const;
   void update_interest();
   void close_locked(const std::string& reason);
   void release_flows();
@@ -152,8 +155,8 @@ class Connection : public Watched,
   std::vector<std::function<void()>> later_;
   uint32_t interest_ = 0;
   bool is_paused_ = false;  // a greeting waits for its answer
-  bool is_helped_ = false;  // a waiting thread receives
-  bool is_send_blocked_ = false;
+  int helper_ = -1;  // eventfd of a waiting thread that receives and sends in place of the loop
+  uint32_t helper_waits_for_ = 0;
   TimePoint connects_by_;
   TimePoint heard_at_;
   TimePoint asked_at_;  // of the ping that was not answered yet

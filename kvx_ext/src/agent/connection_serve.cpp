@@ -207,7 +207,7 @@ void Connection::finish_pull(uint64_t wire_id, RemoteRecord& record) {
     push_event(EventKind::kNote, std::move(record.note));
   }
   answer(wire_id, done);
-  pump(false);
+  flush();
 }
 
 // What runs under leases that have ended lets go of them, so that whoever revokes need not wait for
@@ -231,7 +231,7 @@ void Connection::sweep() {
     if (!landing->may_write()) gone.push_back(id);
   }
   for (const uint64_t id : gone) end_landing(id);
-  pump(false);
+  flush();
 }
 
 }  // namespace kvx

@@ -25,6 +25,9 @@ namespace kvx {
 
 class Connection;
 
+// A transfer may go over several connections; on each its number has these many bits of which.
+inline constexpr uint64_t kPartBits = 8;
+
 struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
   RemoteRecord(uint64_t record_id, bool writes, std::shared_ptr<const RemotePlan> its_plan,
                TimePoint its_deadline);

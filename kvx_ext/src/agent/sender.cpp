@@ -148,8 +148,7 @@ void Sender::consume(int64_t bytes) {
   }
 }
 
-int64_t Sender::send(Stream& stream, int64_t budget, bool* is_blocked) {
-  *is_blocked = false;
+int64_t Sender::send(Stream& stream, int64_t budget) {
   int64_t total = 0;
   while (total < budget) {
     prepare();
@@ -164,10 +163,7 @@ int64_t Sender::send(Stream& stream, int64_t budget, bool* is_blocked) {
     }
     if (count == 0) return total;
     const int64_t sent = stream.send(std::span(rows).first(count), head_fd_.get());
-    if (sent == -EAGAIN) {
-      *is_blocked = true;
-      return total;
-    }
+    if (sent == -EAGAIN) return total;
     if (sent < 0) return sent;
     if (sent > 0) head_fd_.reset();
     consume(sent);

@@ -30,9 +30,9 @@ class Sender {
   // Sends no more of it; what of its current piece is left goes out as zeros.
   void drop(const Source* source);
 
-  // Sends until there is nothing left, the socket is full (`is_blocked`), or about `budget` bytes
-  // are out. Negative: the connection is over.
-  int64_t send(Stream& stream, int64_t budget, bool* is_blocked);
+  // Sends until there is nothing left, the socket is full, or about `budget` bytes are out.
+  // Negative: the connection is over.
+  int64_t send(Stream& stream, int64_t budget);
   bool has_work() const;
   int64_t queued_bytes() const { return queued_bytes_; }
   // Sources that came to their end, or were dropped because they might not be read any more, since
