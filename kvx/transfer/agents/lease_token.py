@@ -35,6 +35,10 @@ class Rights(enum.IntFlag):
     WRITE = 2
 
 
+# 64 bits of the native core; msgpack has no wider numbers.
+_Word = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="raw"):
     rows: bytes  # (n, 4) little-endian int64
 
@@ -53,9 +57,9 @@ class _Equal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="equal
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agent: Name
     incarnation: Number
-    lease: Number
+    lease: _Word
     slot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-    generation: Number
+    generation: _Word
     region: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     region_bytes: Annotated[int, msgspec.Meta(ge=1, le=descriptors.SIZE_MAX)]
     rights: Annotated[int, msgspec.Meta(ge=1, le=3)]

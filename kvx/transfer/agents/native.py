@@ -27,7 +27,8 @@ class NativeMaker:
         cancel_grace_s: float,
     ) -> LinkCore:
         """Return a new core."""
-        return _core.LinkAgent(
+        # To Python a TLS context is opaque, and the native plan and context are each other's only.
+        core = _core.LinkAgent(
             io_threads=io_threads,
             copy_threads=copy_threads,
             greeting_s=greeting_s,
@@ -35,6 +36,7 @@ class NativeMaker:
             piece_bytes=piece_bytes,
             cancel_grace_s=cancel_grace_s,
         )
+        return cast("LinkCore", core)
 
     def pair(self, one: LinkCore, other: LinkCore) -> tuple[int, int]:
         """Join two cores of this process."""

@@ -125,10 +125,10 @@ class AgentParts:
     def forget(self) -> None:
         """Close what nobody closed, and say so."""
         if self.is_open:
+            self.close(_FORGOTTEN_TIMEOUT_S)
             warnings.warn(
                 f"agent {self.identity.name} was never closed", ResourceWarning, stacklevel=2
             )
-            self.close(_FORGOTTEN_TIMEOUT_S)
 
     def say(self, backend: str, peer: str, payload: bytes) -> None:
         """Send a message between endpoints of a backend."""
@@ -200,8 +200,8 @@ class _Assembly:
     ) -> AgentParts:  # fmt: skip
         config, core, clock = self.config, self.core, self.clock
         found, failures = load_backends() if backends is None else (list(backends), {})
-        ways = Ways(found, failures, allowed=config.backends, here=self.here)
         roster = Roster()
+        ways = Ways(found, failures, allowed=config.backends, here=self.here, roster=roster)
         book = CardBook(
             self.identity.name, self.key, cards_max=config.peers_max,
             forget_after_s=config.forget_after_s,

@@ -111,7 +111,7 @@ class Registration:
         return self._described(descriptors.contiguous(offsets, sizes))
 
     def strided(self, base: object, stride: int, count: int, row_bytes: int) -> Descriptors:
-        """Return blocks of `count` rows of `row_bytes`, `stride` apart, at each offset of `base`."""
+        """Return blocks of `count` rows of `row_bytes`, `stride` apart: one at each of `base`."""
         return self._described(descriptors.strided(base, stride, count, row_bytes))
 
     def rows(self, rows: object) -> Descriptors:

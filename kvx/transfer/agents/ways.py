@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvx.transfer.agents.identity import HostIdentity
-    from kvx.transfer.agents.roster import PeerRecord
+    from kvx.transfer.agents.roster import PeerRecord, Roster
 
 _log = logging.getLogger(__name__)
 _UNKNOWN_RANK = 1000
@@ -49,7 +49,7 @@ def load_backends() -> tuple[list[Backend], dict[str, str]]:
 
 
 class Ways:
-    """The endpoints of one agent and the channels to its peers. Thread-safe by the roster's lock.
+    """The endpoints of one agent and the channels to its peers. Thread-safe.
 
     Attributes:
         failures: Why a backend is not here, by name.
@@ -62,11 +62,13 @@ class Ways:
         *,
         allowed: Sequence[str],
         here: HostIdentity,
+        roster: Roster,
     ) -> None:
         """Know some backends; `open` makes their endpoints."""
         self._backends = {backend.name: backend for backend in backends}
         self._allowed = tuple(allowed)
         self._here = here
+        self._changed = roster.changed
         self._endpoints: dict[str, Endpoint] = {}
         self._regions: dict[str, set[int]] = {}
         self._orders: dict[int, tuple[str, ...]] = {}
@@ -153,10 +155,11 @@ class Ways:
 
     def explain(self, record: PeerRecord, forced: str | None = None) -> Explanation:
         """Return what every backend is for a peer."""
-        candidates = [
-            Candidate(name, backend.rank, self._assess(name, record))
-            for name, backend in self._backends.items()
-        ]
+        with self._changed:
+            candidates = [
+                Candidate(name, backend.rank, self._assess(name, record))
+                for name, backend in self._backends.items()
+            ]
         candidates += [
             Candidate(name, _UNKNOWN_RANK, why)
             for name, why in self.failures.items()
@@ -225,7 +228,10 @@ class Ways:
     def _connected(self, record: PeerRecord, name: str, timeout_s: float) -> Channel:
         channel = record.channels.get(name)
         if channel is None or not channel.is_up():
-            channel = self._endpoints[name].connect(self._peer_card(name, record), timeout_s)
+            with self._changed:
+                card = self._peer_card(name, record)
+            # Without the lock: connecting may take messages that the agent's thread has to bring.
+            channel = self._endpoints[name].connect(card, timeout_s)
             record.channels[name] = channel
         return channel
 
