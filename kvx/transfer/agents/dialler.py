@@ -21,6 +21,7 @@ from kvx.transfer.agents.address import (
     parse_address,
 )
 from kvx.transfer.agents.backoff import Backoff
+from kvx.transfer.agents.handshake import Refusal, Why
 from kvx.transfer.agents.neighbours import Door, find_door
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvx.transfer.agents.config import AgentConfig
-    from kvx.transfer.agents.handshake import Refusal
     from kvx.transfer.agents.identity import HostIdentity
     from kvx.transfer.agents.metadata import AgentCard
     from kvx.transfer.core import CoreMaker, LinkCore
@@ -202,6 +202,9 @@ class Dialler:
         if attempt is not None and attempt.lane == 0:
             attempt.wish.connection = 0
             attempt.wish.refusal = refusal
+            if refusal is not None and refusal.why is Why.SELF:
+                # A list of peers may be the same for all agents, and so name each one itself.
+                self._wishes.pop(attempt.wish.target, None)
             self._plan_next(attempt.wish, f"{attempt.address}: {reason}")
 
     def lost(self, name: str) -> None:

@@ -132,9 +132,10 @@ class CardDirectory:
         except OSError as error:
             _log.debug("%s cannot be opened: %s", path, error.strerror)
             return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
         with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
             data = file.read(CARD_BYTES_MAX + 1)
         return data if len(data) <= CARD_BYTES_MAX else None
 
