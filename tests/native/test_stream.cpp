@@ -253,6 +253,7 @@ void test_health() {
   const sock_fprog program{.len = 1, .filter = drop};
   CHECK(setsockopt(dead.other->fd(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)) == 0);
   CHECK(send_text(*dead.one, "y") == 1);
+  CHECK(tcp_health(dead.one->fd()).unacknowledged == 1);
   TcpHealth health;
   for (int i = 0; i < 1000 && health.retransmits < 2; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
