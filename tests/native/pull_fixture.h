@@ -49,7 +49,6 @@ struct Bed {
 
   kvx::RemotePlan plan(std::vector<Descriptor> local, std::vector<Descriptor> remote) const {
     kvx::RemotePlan made;
-    made.region = target_region.again();
     made.local = std::move(local);
     made.remote = std::move(remote);
     return made;
@@ -58,10 +57,11 @@ struct Bed {
   std::shared_ptr<kvx::PullTask> task(kvx::RemotePlan unfinished, const LeaseRef& ref,
                                       double deadline_s = 1000) const {
     auto shared = std::make_shared<kvx::RemotePlan>(std::move(unfinished));
-    CHECK(kvx::finish_plan(shared.get()).ok());
+    CHECK(kvx::finish_plan(shared.get(), target_region->bytes()).ok());
     auto made = std::make_shared<kvx::PullTask>();
     made->record = std::make_shared<kvx::RemoteRecord>(1, false, std::move(shared),
                                                        kvx::time_after(deadline_s));
+    made->record->region = target_region.again();
     made->source.mapped = source.data();
     made->leases = view;
     made->lease_slot = ref.slot;

@@ -162,25 +162,20 @@ void test_cursor(std::mt19937_64& random) {
 }
 
 void test_plan() {
-  std::vector<uint8_t> memory(1000);
-  kvx::RegionTable regions;
-  uint32_t id = 0;
-  CHECK(regions.add(memory.data(), 1000, -1, 0, &id).ok());
   auto fresh = [&] {
     kvx::RemotePlan plan;
-    plan.region = regions.hold(id);
     plan.local = {{0, 100, 2, 50}, {500, 0, 1, 10}};
     plan.remote = {{1LL << 40, 0, 1, 100}, {0, 5, 2, 5}};
     return plan;
   };
   kvx::RemotePlan plan = fresh();
-  CHECK(kvx::finish_plan(&plan).ok() && plan.total_bytes == 110);
+  CHECK(kvx::finish_plan(&plan, 1000).ok() && plan.total_bytes == 110);
   plan.indices = {7, 8};
   plan.checksums = {1, 2};
   plan.keys.resize(2 * kvx::kKeyBytes);
-  CHECK(kvx::finish_plan(&plan).ok());
+  CHECK(kvx::finish_plan(&plan, 1000).ok());
   auto is_refused = [](kvx::RemotePlan bad) {
-    return kvx::finish_plan(&bad).code() == Code::kUsage;
+    return kvx::finish_plan(&bad, 1000).code() == Code::kUsage;
   };
   auto with = [&](auto change) {
     kvx::RemotePlan changed = fresh();
@@ -188,7 +183,6 @@ void test_plan() {
     return changed;
   };
   CHECK(!is_refused(fresh()));
-  CHECK(is_refused(with([](kvx::RemotePlan& bad) { bad.region.release(); })));
   CHECK(is_refused(with([](kvx::RemotePlan& bad) { bad.indices = {1}; })));
   CHECK(is_refused(with([](kvx::RemotePlan& bad) { bad.checksums = {1, 2, 3}; })));
   CHECK(is_refused(with([](kvx::RemotePlan& bad) { bad.keys.resize(2); })));
