@@ -2,6 +2,8 @@
 // text and without a hang.
 //
 //   test_tls [seed]
+#include <sys/wait.h>
+
 #include <cstdio>
 #include <cstring>
 #include <thread>
@@ -73,8 +75,9 @@ void test_round_trip(Scene& scene) {
   }
 }
 
-// Through buffers of the kernel that hold less than a record.
-void test_small_buffers(Scene& scene) {
+// Buffers of the kernel that hold less than a record.
+Ends make_narrow_ends(const std::shared_ptr<TlsContext>& client,
+                      const std::shared_ptr<TlsContext>& server) {
   SocketPair sockets;
   CHECK(pair_sockets(&sockets.one, &sockets.other).ok());
   const int bytes = 1;  // the kernel takes its least
@@ -82,9 +85,46 @@ void test_small_buffers(Scene& scene) {
     CHECK(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) == 0);
   }
   Ends ends;
-  ends.client.stream = tls_end(std::move(sockets.one), scene.good, false, "localhost");
-  ends.server.stream = tls_end(std::move(sockets.other), scene.good, true, "");
-  check_all_arrives(scene, ends, 1 << 20);
+  ends.client.stream = tls_end(std::move(sockets.one), client, false, "localhost");
+  ends.server.stream = tls_end(std::move(sockets.other), server, true, "");
+  return ends;
+}
+
+void test_small_buffers(Scene& scene) {
+  for (const bool is_simple : {false, true}) {
+    Ends ends = make_narrow_ends(scene.good, scene.good);
+    ends.client.is_simple = ends.server.is_simple = is_simple;
+    check_all_arrives(scene, ends, 1 << 20);
+  }
+  // The last bytes do not stay behind with the stream of one who has no more to send.
+  Ends one_way = make_narrow_ends(scene.good, scene.good);
+  one_way.client.is_simple = true;
+  one_way.client.out = random_bytes(scene.random, 100000);
+  drive(one_way.both(), scene.random, [&] { return one_way.server.in == one_way.client.out; });
+  // A server that has nothing to say but a certificate that does not fit.
+  Ends ends = make_narrow_ends(scene.good, scene.certificates.context("wide", "authority"));
+  ends.client.out = {1, 2, 3};
+  drive(ends.both(), scene.random, [&] { return ends.server.in.size() == 3; });
+}
+
+// What the streams say they wait for, one call at a time.
+void test_wishes(Scene& scene) {
+  Ends ends = make_ends(scene.good, scene.good, "localhost");
+  CHECK(send_text(*ends.client.stream, "x") == -EAGAIN);
+  CHECK(ends.client.stream->wants_read_to_send() && !ends.client.stream->wants_write_to_receive());
+  greet(scene, ends);
+  CHECK(!ends.client.stream->wants_read_to_send() && !ends.server.stream->has_buffered());
+  // Three records, received by one who has room for one at a time.
+  const std::string text(256, 'x');
+  for (int i = 0; i < 3; ++i) CHECK(send_text(*ends.client.stream, text) == 256);
+  CHECK(wait_for(ends.server.stream->fd(), POLLIN));
+  std::string received;
+  for (int i = 0; i < 3; ++i) {
+    CHECK(i == 0 || ends.server.stream->has_buffered());
+    CHECK(receive_text(*ends.server.stream, &received) == 256 && received == text);
+  }
+  CHECK(!ends.server.stream->has_buffered());
+  CHECK(receive_text(*ends.server.stream, &received) == -EAGAIN);
 }
 
 // An end that says so is no cut.
@@ -139,6 +179,21 @@ void test_expired(Scene& scene) {
   const std::shared_ptr<TlsContext> expired = scene.certificates.context("expired", "authority");
   check_refusal(scene, scene.good, expired, "localhost", "renew", "alert certificate expired");
   check_refusal(scene, expired, scene.good, "localhost", "alert certificate expired", "renew");
+}
+
+// Whoever only sends is told why, and not just that the other side is gone.
+void test_reason_is_heard(Scene& scene) {
+  Ends ends =
+      make_ends(scene.certificates.context("expired", "authority"), scene.good, "localhost");
+  ends.client.out = {1};
+  drive(ends.both(), scene.random, [&] { return ends.server.error != 0; });
+  ends.server.stream.reset();
+  for (int i = 0; i < kPatienceMs && ends.client.error == 0; ++i) {
+    const ssize_t sent = send_text(*ends.client.stream, "x");
+    if (sent < 0 && sent != -EAGAIN) ends.client.error = sent;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CHECK(says(ends.client, "alert certificate expired"));
 }
 
 void test_wrong_usage(Scene& scene) {
@@ -248,13 +303,27 @@ bool refuses(const TlsFiles& files, const std::string& text) {
   return is_right;
 }
 
+// Somebody stands ready to type the password in: nobody asks.
+bool refuses_without_asking(const TlsFiles& files) {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    int input[2];
+    const bool is_ready = setsid() > 0 && pipe(input) == 0 && write(input[1], "secret\n", 7) == 7 &&
+                          dup2(input[0], STDIN_FILENO) == STDIN_FILENO;
+    _exit(is_ready && refuses(files, "without a password") ? 0 : 1);
+  }
+  int status = -1;
+  return waitpid(child, &status, 0) == child && status == 0;
+}
+
 void test_wrong_files(Scene& scene) {
   const Certificates& made = scene.certificates;
   TlsFiles files = made.files("peer", "authority");
   CHECK(Certificates::run("openssl ec -aes128 -passout pass:secret -in " + files.private_key +
                           " -out " + made.file("locked", "key")));
   files.private_key = made.file("locked", "key");
-  CHECK(refuses(files, "without a password"));
+  CHECK(refuses_without_asking(files));
   files.private_key = made.file("stranger", "key");
   CHECK(refuses(files, "that of the certificate"));
   files = made.files("peer", "authority");
@@ -275,15 +344,20 @@ void run(uint64_t seed) {
   certificates.add_authority("other_authority");
   certificates.add("peer", "authority", "DNS:localhost,IP:127.0.0.1,IP:::1");
   certificates.add("stranger", "other_authority", "DNS:localhost");
+  std::string wide = "DNS:localhost";
+  for (int i = 0; i < 1000; ++i) wide += ",DNS:name-" + std::to_string(i) + ".example";
+  certificates.add("wide", "authority", wide);
   certificates.add("expired", "authority", "DNS:localhost", -1);
   certificates.add("server_only", "authority", "DNS:localhost", 2, "serverAuth");
   Scene scene{certificates, std::mt19937_64(seed), certificates.context("peer", "authority")};
   test_round_trip(scene);
   test_small_buffers(scene);
+  test_wishes(scene);
   test_ends_in_order(scene);
   test_wrong_authority(scene);
   test_wrong_host(scene);
   test_expired(scene);
+  test_reason_is_heard(scene);
   test_wrong_usage(scene);
   test_plaintext_and_garbage(scene);
   test_cut_off(scene);

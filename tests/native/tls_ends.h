@@ -25,6 +25,7 @@ struct End {
   std::vector<uint8_t> in;  // received
   ssize_t error = 0;        // negative errno of what failed
   bool is_closed = false;   // by the other side, in order
+  bool is_simple = false;   // waits for its own bytes only, not for what the stream has left
 
   bool is_over() const { return error != 0 || is_closed; }
   std::string failure() const { return stream->failure(); }
@@ -64,7 +65,7 @@ inline bool receive_some(End& end, std::mt19937_64& random) {
 
 inline bool is_waiting_to_write(const End& end) {
   const bool has_more = end.sent < end.out.size() && !end.stream->wants_read_to_send();
-  return has_more || end.stream->wants_write_to_receive();
+  return has_more || (!end.is_simple && end.stream->wants_write_to_receive());
 }
 
 inline pollfd wish_of(const End& end) {
@@ -77,7 +78,7 @@ inline pollfd wish_of(const End& end) {
 inline bool step(End& end, short ready, std::mt19937_64& random) {
   const bool is_readable = (ready & (POLLIN | POLLHUP | POLLERR)) != 0;
   const bool is_writable = (ready & POLLOUT) != 0;
-  const bool was_owing = end.stream->wants_write_to_receive();
+  const bool was_owing = !end.is_simple && end.stream->wants_write_to_receive();
   bool has_moved = false;
   if (end.sent < end.out.size() && (end.stream->wants_read_to_send() ? is_readable : is_writable)) {
     has_moved |= send_some(end, random);
