@@ -3,7 +3,7 @@
 // Both sides present a certificate that `authority` has signed; the one that dials also holds it
 // against the name or address that it dialled (subjectAltName). A certificate with an
 // extendedKeyUsage needs serverAuth and clientAuth, for an agent is both. Revocation lists are not
-// consulted: use certificates that live shortly. Files are read once, here.
+// consulted: use short-lived certificates. Files are read once, here.
 #pragma once
 
 #include <memory>
