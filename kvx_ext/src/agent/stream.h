@@ -64,9 +64,11 @@ class Stream {
   virtual ssize_t lend(std::span<const iovec>) { return -ENOTSUP; }
   // Gives up what was begun with lend(), and not sent yet.
   virtual void drop_lent() {}
-  // TLS may hold bytes that poll does not know of.
+  // TLS may hold bytes that poll does not know of: call receive() again before waiting.
   virtual bool has_buffered() const { return false; }
-  // TLS may need the other direction first.
+  // TLS may need the other direction first: while the first holds, wait until readable and call
+  // send(); while the second holds, wait until writable too and call receive(). Asked after every
+  // call, for any call may change them.
   virtual bool wants_read_to_send() const { return false; }
   virtual bool wants_write_to_receive() const { return false; }
   virtual bool is_encrypted() const { return false; }
