@@ -237,7 +237,14 @@ void Connection::pump(bool is_readable, int64_t send_budget) {
     }
     bytes_out_ += sent;
   }
-  if (!is_closed()) update_interest();
+  if (is_closed()) return;
+  update_interest();
+  // The socket may never become readable for what TLS holds already.
+  if (is_readable && !is_paused_ && helper_ < 0 && stream_->has_buffered()) {
+    loop_.call_at(Clock::now(), [weak = weak_from_this()] {
+      if (const auto self = weak.lock(); self != nullptr) self->on_ready(EPOLLIN);
+    });
+  }
 }
 
 bool Connection::wants_to_send() const {
@@ -300,8 +307,10 @@ bool Connection::receive_until(const std::function<bool()>& is_over, int waker, 
                              {.fd = waker, .events = POLLIN, .revents = 0}}};
   const TimePoint awake_until = Clock::now() + kAwake;
   while (!is_over() && is_open()) {
+    bool has_more;
     {
       Locked locked(*this);
+      has_more = stream_->has_buffered();
       fds[0].events = static_cast<short>(wants_to_send() ? POLLIN | POLLOUT : POLLIN);
       helper_waits_for_ = static_cast<uint32_t>(fds[0].events);
       update_interest();
@@ -312,15 +321,15 @@ bool Connection::receive_until(const std::function<bool()>& is_over, int waker, 
     const timespec timeout{.tv_sec = static_cast<time_t>(left / 1'000'000'000),
                            .tv_nsec = static_cast<long>(left % 1'000'000'000)};
     const bool is_awake = spins && now < awake_until;
-    const timespec* patience = is_awake ? &kNone : &timeout;
+    const timespec* patience = is_awake || has_more ? &kNone : &timeout;
     const int ready = ppoll(fds.data(), fds.size(), patience, nullptr);
     if (ready == 0 && is_awake) sched_yield();
-    if (ready <= 0) continue;
+    if (ready <= 0 && !has_more) continue;
     if (fds[1].revents != 0) {
       uint64_t count;
       (void)!read(waker, &count, sizeof(count));
     }
-    if (fds[0].revents == 0) continue;
+    if (fds[0].revents == 0 && !has_more) continue;
     Locked locked(*this);
     pump(true);
   }
