@@ -91,6 +91,7 @@ def test_crossing_dials_by_address_settle_on_one(network: FakeNetwork) -> None:
         agent.dialler.dial(agent.membership.is_connected)
     network.advance(2.0)
     assert state(one, "b") is state(other, "a") is PeerState.UP
+    assert one.core.cut == other.core.cut == []
     assert len(lanes(one, "b")) == len(lanes(other, "a")) == 1
     assert len(told(one, PeerUp)) == len(told(other, PeerUp)) == 1
 
