@@ -19,6 +19,7 @@ from kvx_bench.cases.gpu import GpuCase
 from kvx_bench.cases.index import IndexCase
 from kvx_bench.cases.nvme import NvmeCase
 from kvx_bench.cases.plan import PlanCase
+from kvx_bench.cases.transfer import TransferCase
 from kvx_bench.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -33,7 +34,15 @@ HELP = "measure this machine and kvx on it; every row beside its limit"
 
 CASES: dict[str, Case] = {
     case.name: case
-    for case in (ChecksumCase(), IndexCase(), PlanCase(), DramCase(), NvmeCase(), GpuCase())
+    for case in (
+        ChecksumCase(),
+        IndexCase(),
+        PlanCase(),
+        DramCase(),
+        TransferCase(),
+        NvmeCase(),
+        GpuCase(),
+    )
 }
 
 
@@ -44,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sizes: within 20 s")
     parser.add_argument("--path", type=Path, help="directory on the disk to measure")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="copy threads")
+    parser.add_argument(
+        "--nixl-python", type=Path, metavar="PYTHON", help="one that imports nixl_cu13: transfers"
+    )
     parser.add_argument("--driver", default=DRIVER, help="library of the CUDA driver to measure")
 
 
@@ -56,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
     rows: list[Row] = []
     skipped = 0
     with tempfile.TemporaryDirectory(prefix="kvx-bench-", dir=options.path or ".") as directory:
-        settings = Options(options.quick, Path(directory), options.threads, options.driver)
+        settings = Options(
+            options.quick, Path(directory), options.threads, options.driver, options.nixl_python
+        )
         for name in names:
             case = CASES[name]
             reason = case.why_not(settings)
