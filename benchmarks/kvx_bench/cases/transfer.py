@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
     from kvx_bench.case import Options
 
-BLOCK_SIZES = (4 << 10, 64 << 10, 2 << 20)
-# As many bytes a batch as no cache holds; fewer of small blocks, which are much slower.
-_TOTAL_BYTES = {False: 512 << 20, True: 64 << 20}
-_SMALL_TOTAL_BYTES = 64 << 20
-_SMALL_BLOCK_BYTES = 4 << 10
+# By bytes of a block, how many: more than a cache holds, and fewer of those that take longest.
+BATCHES = {4 << 10: 16384, 64 << 10: 4096, 2 << 20: 256}
+_QUICK_BYTES_MAX = 64 << 20
 # Fewer and the median is not worth much beside a second process.
 _ROUNDS_MIN = 5
 _ROUND_TRIPS = 5000
@@ -38,19 +36,24 @@ class TransferCase:
 
     def run(self, options: Options) -> Iterator[Row]:
         """Everything of one size in turn, round after round."""
-        total_bytes = _TOTAL_BYTES[options.is_quick]
-        with Limits(total_bytes, nixl_python=options.nixl_python) as limits:
-            for block_bytes in BLOCK_SIZES:
-                is_small = block_bytes <= _SMALL_BLOCK_BYTES
-                num_bytes = min(total_bytes, _SMALL_TOTAL_BYTES) if is_small else total_bytes
-                for is_write in (False, True):
-                    work = Work(is_write, block_bytes, num_bytes // block_bytes)
-                    yield from _baseline_rows(limits, work, max(_ROUNDS_MIN, options.repeats))
+        works = _works(is_quick=options.is_quick)
+        num_bytes = max(work.num_bytes for work in works)
+        with Limits(num_bytes, nixl_python=options.nixl_python) as limits:
+            for work in works:
+                yield from _baseline_rows(limits, work, max(_ROUNDS_MIN, options.repeats))
             yield from _round_trip_rows(limits, _ROUND_TRIPS // (5 if options.is_quick else 1))
             for absent in limits.absent:
                 yield Row(
                     f"transfer.baseline.{absent.name}", note=f"not here because {absent.reason}"
                 )
+
+
+def _works(*, is_quick: bool) -> list[Work]:
+    return [
+        Work(is_write, size, min(batch, _QUICK_BYTES_MAX // size) if is_quick else batch)
+        for size, batch in BATCHES.items()
+        for is_write in (False, True)
+    ]
 
 
 def _baseline_rows(limits: Limits, work: Work, rounds: int) -> Iterator[Row]:
