@@ -23,5 +23,7 @@ void bind_device(nanobind::module_& module);
 void bind_copies(nanobind::module_& module);
 void bind_kernels(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
+void bind_agent(nanobind::module_& module);
+void bind_remote(nanobind::module_& module);
 
 }  // namespace kvx::bind

@@ -19,4 +19,6 @@ NB_MODULE(_core, module) {
   kvx::bind::bind_copies(module);
   kvx::bind::bind_kernels(module);
   kvx::bind::bind_engine(module);
+  kvx::bind::bind_remote(module);
+  kvx::bind::bind_agent(module);
 }

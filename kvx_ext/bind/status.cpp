@@ -26,6 +26,8 @@ const char* exception_name(Code code) {
       return "TransferTimeout";
     case Code::kCancelled:
       return "TransferCancelled";
+    case Code::kPeerLost:
+      return "PeerLost";
     case Code::kDevice:
     case Code::kSkipped:
       return "TransferError";

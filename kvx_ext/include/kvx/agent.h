@@ -48,7 +48,7 @@ struct AgentOptions {
 
 // What both sides of a transfer are; checked once, used any number of times.
 struct RemotePlan {
-  RegionHold region;               // local
+  uint32_t region = 0;             // local
   std::vector<Descriptor> local;   // of `region`
   std::vector<Descriptor> remote;  // of the leased region
   uint32_t remote_region = 0;
@@ -59,7 +59,7 @@ struct RemotePlan {
 };
 
 // Fills total_bytes. kUsage: see descriptor.h, and arrays of other lengths.
-Status finish_plan(RemotePlan* plan);
+Status finish_plan(RemotePlan* plan, int64_t region_bytes);
 
 enum class Way : uint8_t {
   kStream,  // through the connections

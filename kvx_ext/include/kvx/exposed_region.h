@@ -79,8 +79,9 @@ class RegionTable {
   // now on all the same; call again.
   Status remove(uint32_t id, double timeout_s);
 
+  // Those that are not being removed.
   std::vector<std::shared_ptr<const ExposedRegion>> all() const;
-  int64_t bytes() const;
+  int64_t bytes() const;  // of all, until they are removed
 
  private:
   mutable std::mutex mutex_;

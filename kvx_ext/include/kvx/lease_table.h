@@ -55,7 +55,7 @@ struct Lease {
   LeaseRef ref;
   LeaseTerms terms;
   RegionHold region;
-  int64_t expires_ns = 0;
+  int64_t expires_ns = 0;  // as granted; what renew() made of it stands in the page
 
   // One block that covers a range: requests may name any descriptors within it.
   bool is_range() const { return terms.blocks.size() == 1 && terms.blocks[0].count == 1; }
@@ -89,7 +89,8 @@ class LeaseTable {
   static Status create(std::unique_ptr<LeaseTable>* table);
   ~LeaseTable();
 
-  // kUsage: blocks outside the region, or arrays of other lengths; kCapacity: kLeaseSlots are out.
+  // kUsage: no blocks, blocks outside the region, or arrays of other lengths; kCapacity:
+  // kLeaseSlots are out.
   Status grant(RegionHold region, LeaseTerms terms, LeaseRef* ref);
   // Begins work for `peer` that needs `rights`. kStale: unknown, revoked, expired or of another
   // generation; kUsage: not this peer's, or not for this.
@@ -99,7 +100,8 @@ class LeaseTable {
   Status revoke(uint64_t id, double timeout_s);
   // Extends a live lease; kStale when it has ended.
   Status renew(uint64_t id, double ttl_s);
-  // Ends all that have expired, and all of one peer; they are gone once their uses are.
+  // Ends all that have expired, and all granted to one peer (not those for kAnyPeer); they are gone
+  // once their uses are.
   void sweep();
   void revoke_peer(uint64_t peer);
 
@@ -112,14 +114,21 @@ class LeaseTable {
  private:
   friend class LeaseUse;
   struct Entry;
+  using Entries = std::unordered_map<uint64_t, std::unique_ptr<Entry>>;
   LeaseTable() = default;
   void end_use(const Lease& lease);
+  // All REQUIRE mutex_. `ended` takes what is to be destroyed once it is unlocked.
+  Status choose_id(uint64_t* id) const;
+  void end(Entry& entry);
+  Entries::iterator erase(Entries::iterator place, std::vector<std::unique_ptr<Entry>>* ended);
+  template <class Selects>
+  void end_all(Selects selects, std::vector<std::unique_ptr<Entry>>* ended);
 
   mutable std::mutex mutex_;
   std::condition_variable idle_;
-  std::unordered_map<uint64_t, std::unique_ptr<Entry>> leases_;  // mutex_
-  std::vector<uint32_t> free_slots_;                             // mutex_
-  uint64_t next_generation_ = 1;                                 // mutex_
+  Entries leases_;                    // mutex_; ended ones stay until their uses are over
+  std::vector<uint32_t> free_slots_;  // mutex_
+  uint64_t next_generation_ = 1;      // mutex_
   LeaseWord* words_ = nullptr;
   int fd_ = -1;
 };
@@ -127,7 +136,7 @@ class LeaseTable {
 // The shared page of a peer on the same host, read-only.
 class LeaseView {
  public:
-  // Takes `fd`. kUsage: it is not such a page, or not sealed.
+  // Takes `fd`, whatever comes of it. kUsage: it is not such a page, or not sealed.
   static Status map(int fd, std::shared_ptr<const LeaseView>* view);
   ~LeaseView();
 

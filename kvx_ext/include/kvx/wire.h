@@ -1,14 +1,16 @@
 // The frames that agents exchange over a stream: pure encoding and decoding, version 1.
 //
 // See docs/formats/wire.md. Everything here is safe for any bytes: a decoder returns false for what
-// is not exactly a frame of its kind within its limits, and never reads outside its argument. All
-// numbers are little-endian. Every frame is a header and `bytes` more.
+// is not exactly a frame of its kind within its limits, never reads outside its argument, and makes
+// room for at most four times what the argument holds. Where it returned false, the result is in no
+// particular state.
+// A value has one encoding: whatever decodes is what encode() would make of the result. All numbers
+// are little-endian. Every frame is a header and `bytes` more.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
-#include <string_view>
+#include <string>
 #include <vector>
 
 #include "kvx/descriptor.h"
@@ -28,6 +30,7 @@ inline constexpr uint32_t kRequestBytesMax = 96
                                              << 20;    // kDescriptorsMax blocks in the longest form
 inline constexpr uint32_t kPayloadBytesMax = 4 << 20;  // of a piece
 inline constexpr uint32_t kEndsMax = 4096;             // blocks that end in one piece
+inline constexpr uint32_t kDoneTextMax = 512;
 
 enum class Type : uint8_t {
   kGreeting = 1,
@@ -56,7 +59,7 @@ struct Header {
 };
 
 void encode(const Header& header, std::span<uint8_t, kHeaderBytes> target);
-// False: wrong magic, unknown type or flags, or `bytes` over the limit of its type.
+// False: wrong magic, unknown type or flags, or `bytes` outside the limits of its type.
 [[nodiscard]] bool decode(std::span<const uint8_t, kHeaderBytes> source, Header* header);
 
 // Most bytes behind the header of a frame of this type.
@@ -66,11 +69,12 @@ struct Request {
   LeaseRef lease;
   uint32_t deadline_ms = 0;
   bool wants_checksums = false;  // false: the initiator knows them
-  // One of the two: blocks of the lease by number, or descriptors within a range lease.
+  // One of the two, of 1..kDescriptorsMax: blocks of the lease by number, or descriptors within a
+  // range lease. Neither is held against a lease or a region here.
   std::vector<uint32_t> indices;
   std::vector<Descriptor> descriptors;
   std::vector<uint8_t> keys;  // kKeyBytes a block, or none: the lease's, else zeros
-  std::vector<uint8_t> note;
+  std::vector<uint8_t> note;  // at most kNoteBytesMax
 };
 
 // kPull: where the receiver finds the bytes of a write.
@@ -92,7 +96,7 @@ struct PullOrigin {
 struct Piece {
   uint64_t position = 0;  // in the canonical bytes of the whole transfer; pieces come in order
   uint32_t bytes = 0;     // payload, 1..kPayloadBytesMax
-  uint32_t ends = 0;      // blocks, 0..kEndsMax
+  uint32_t ends = 0;      // blocks, 0..kEndsMax, no more than bytes
 };
 void encode(const Piece& piece, std::span<uint8_t, kPieceBytes> target);
 // False also when the sizes do not add up to `header.bytes`.
@@ -114,9 +118,9 @@ struct BlockFailure {
 };
 struct Done {
   Code code = Code::kOk;  // of the blocks not named below
-  std::string message;    // at most 512 bytes
-  std::vector<BlockFailure> failures;
-  std::vector<uint64_t> checksums;  // of a pull: one a block, or none
+  std::string message;    // printable ASCII, at most kDoneTextMax bytes; encode() makes it so
+  std::vector<BlockFailure> failures;  // ascending by block, each once
+  std::vector<uint64_t> checksums;     // of a pull: one a block, or none
 };
 [[nodiscard]] std::vector<uint8_t> encode(const Done& done);
 [[nodiscard]] bool decode(std::span<const uint8_t> body, Done* done);
@@ -129,8 +133,8 @@ enum class RegionAccess : uint8_t {
 struct RegionNews {
   RegionAccess access = RegionAccess::kForeign;
   uint32_t id = 0;
-  int64_t bytes = 0;
-  int64_t fd_offset = 0;
+  int64_t bytes = 0;      // positive
+  int64_t fd_offset = 0;  // not negative
   uint64_t base = 0;
 };
 [[nodiscard]] std::vector<uint8_t> encode(const RegionNews& news);

@@ -9,11 +9,12 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "agent/remote_job.h"
@@ -48,36 +49,66 @@ struct PullOutcome {
   uint64_t checksum = 0;
 };
 
-// Copies one block on the calling thread. Pure but for the memory it names.
+// Copies one block on the calling thread. Pure but for the memory it names. REQUIRES: the remote
+// blocks lie within the source. kStale: the lease ended, or may_write said no; kPeerLost: the owner
+// of foreign memory is gone; kUnavailable: this system does not let us read it; kCorrupt: not the
+// expected checksum; kCancelled: the transfer ended meanwhile.
 [[nodiscard]] PullOutcome pull_block(const PullTask& task, int64_t block);
 
-// The copy threads of an agent. Tasks stand in a ring; whoever is free takes a grain of the first.
+// The copy threads of an agent. Tasks stand in a ring; whoever is free takes a grain of the first
+// and sends it to the back. At most `threads` threads copy at once, those that help() included.
 class Puller {
  public:
-  // Told what was decided: `holds` given back and `settled` blocks; see RemoteRecord::ledger.
+  // Told what was decided: `holds` to be given back and `settled` blocks; see RemoteRecord::ledger.
+  // Called without locks, on whichever thread copied.
   using OnGrain = std::function<void(RemoteRecord& record, int64_t holds, int64_t settled)>;
 
-  ~Puller();
-  // Starts the threads with the first task. `owner` is kept alive by them.
+  ~Puller() { stop(); }
+  // Threads begin with the first task that wants them. `on_grain` must keep working until stop().
   void start(int threads, OnGrain on_grain);
-  void submit(std::shared_ptr<PullTask> task);
-  // Copies a grain of this record on the calling thread; false when there is none left to take.
+  // One task a record. Without `wakes` no thread is bothered: the caller is about to help(), and
+  // calls wake() if it leaves before help() has returned false. Dropped once stopped.
+  void submit(std::shared_ptr<PullTask> task, bool wakes);
+  // Lets the threads see what was submitted without `wakes`.
+  void wake();
+  // Copies a grain of this record on the calling thread; false when there is none left to take, or
+  // as many as may are copying already, who will take it.
   bool help(RemoteRecord& record);
+  // Lets go of a record that ended before all of it was taken.
+  void forget(const RemoteRecord& record);
+  // Ends the threads after their grains, and waits for helpers. REQUIRES: not called by on_grain.
   void stop();
 
+  int64_t queued() const;
+  int threads_begun() const;
+
  private:
+  using Ring = std::list<std::shared_ptr<PullTask>>;
+  struct Taken {
+    std::shared_ptr<PullTask> task;
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+
   void run();
-  void run_grain(PullTask& task, int64_t first, int64_t count);
-  std::shared_ptr<PullTask> take_next(int64_t* first, int64_t* count);
+  void run_grain(const Taken& taken);
+  // These REQUIRE mutex_.
+  Taken take(Ring::iterator place);
+  void leave(Ring::iterator place, Ring* left);
+  void call_threads(int64_t wanted);
 
   OnGrain on_grain_;
   int threads_ = 0;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable work_;
-  std::deque<std::shared_ptr<PullTask>> ring_;  // mutex_
-  std::vector<std::thread> pool_;               // mutex_
-  int idle_ = 0;                                // mutex_
-  bool is_stopping_ = false;                    // mutex_
+  std::condition_variable helped_;
+  Ring ring_;                                                       // mutex_
+  std::unordered_map<const RemoteRecord*, Ring::iterator> places_;  // mutex_: in the ring
+  std::vector<std::thread> pool_;                                   // mutex_
+  int idle_ = 0;                                                    // mutex_
+  int copying_ = 0;                                                 // mutex_
+  int helping_ = 0;                                                 // mutex_
+  bool is_stopping_ = false;                                        // mutex_
 };
 
 }  // namespace kvx

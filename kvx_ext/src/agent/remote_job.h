@@ -23,6 +23,11 @@
 
 namespace kvx {
 
+class Connection;
+
+// A transfer may go over several connections; on each its number has these many bits of which.
+inline constexpr uint64_t kPartBits = 8;
+
 struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
   RemoteRecord(uint64_t record_id, bool writes, std::shared_ptr<const RemotePlan> its_plan,
                TimePoint its_deadline);
@@ -35,10 +40,17 @@ struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
 
   int64_t bytes_of(int64_t block) const { return plan->local[static_cast<size_t>(block)].total(); }
   const uint8_t* key_of(int64_t block) const;
-  bool has_expected(int64_t) const { return !plan->checksums.empty(); }
 
   const uint64_t id;
   const bool is_write;
+  uint64_t peer = 0;  // these are set before anybody else sees the record
+  RegionHold region;  // of plan->local; given back when the record quiesces
+  std::vector<uint8_t> note;
+  std::function<void()> on_quiesced;  // outside of all locks; may be empty
+  std::vector<std::weak_ptr<Connection>> connections;
+  bool is_served = false;  // on behalf of a peer: a write that this agent copies
+  uint64_t own_lease = 0;  // a write that the peer copies: on our side, for as long as it lasts
+
   const std::shared_ptr<const RemotePlan> plan;
   const TimePoint begun_at;
   const TimePoint deadline;
@@ -51,10 +63,16 @@ struct RemoteRecord : std::enable_shared_from_this<RemoteRecord> {
   std::atomic<bool> is_claimed{false};
   std::atomic<JobState> state{JobState::kRunning};
   std::atomic<bool> is_quiesced{false};
-  std::atomic<bool> is_watched{false};  // its end is an event
+  std::atomic<bool> is_watched{false};    // its end is an event
+  std::atomic<bool> is_cancelled{false};  // a write: its receiver was asked to stop
+  int waker = -1;                         // mutex: eventfd of a thread that receives while it waits
   std::atomic<int64_t> latency_ns{0};
 
-  std::mutex mutex;
+  std::atomic<bool> is_told_end{false};    // tell() has done what the end brings
+  std::atomic<bool> is_told_quiet{false};  // and what the quiescing does
+  bool was_quarantined = false;            // mutex
+
+  std::mutex mutex;  // orders the two ends
   std::condition_variable ended;
 };
 

@@ -41,17 +41,24 @@ class UniqueFd {
   int fd_ = -1;
 };
 
+// Descriptors in a `fds` that were received and not taken out yet.
+inline constexpr size_t kPassedFdsMax = 64;
+
 // One thread receives and sends at a time.
 class Stream {
  public:
   virtual ~Stream() = default;
 
   // Bytes received (0: the other side has closed), or a negative errno; -EAGAIN: wait until
-  // readable. Descriptors that came along are appended to `fds`.
+  // readable. Descriptors that came along are appended to `fds`, at most kPassedFdsMax of them:
+  // more than that, or some that were cut off, end the stream (-EPROTO) and are closed. `fds` may
+  // be null where none are wanted; they are closed. REQUIRES: room for a byte.
   virtual ssize_t receive(std::span<const iovec> target, std::vector<UniqueFd>* fds) = 0;
   // Bytes sent, or a negative errno; -EAGAIN: wait until writable. `passed_fd` (-1: none) goes with
-  // the first byte, once one is accepted.
+  // the first byte, once one is accepted; it stays the caller's. REQUIRES: a byte to send.
   virtual ssize_t send(std::span<const iovec> source, int passed_fd) = 0;
+  // Why receive() or send() failed, where there is more to say than the errno.
+  virtual std::string failure() const { return {}; }
   // TLS may hold bytes that poll does not know of.
   virtual bool has_buffered() const { return false; }
   // TLS may need the other direction first.
@@ -65,9 +72,14 @@ class Stream {
 std::unique_ptr<Stream> make_plain_stream(UniqueFd fd, bool is_unix);
 
 // Sockets are non-blocking and close-on-exec. `host` may be a name or an address of either family.
+// kUsage: the caller's address is wrong, or somebody listens there; kUnavailable: this machine or
+// the network does not have it; both say what to do.
 Status listen_tcp_socket(const std::string& host, int port, UniqueFd* fd, int* bound_port);
+// A path, made 0600; a socket file that nobody listens on any more is replaced. Or "@name": the
+// abstract namespace, which has no permissions and goes away with the listener.
 Status listen_unix_socket(const std::string& path, UniqueFd* fd);
-// Begins to connect: writable once it is decided, connect_error() tells how.
+// Begins to connect: writable once it is decided, connect_error() tells how. A name may take a
+// while to resolve; of several addresses each but the last has a quarter of a second to refuse.
 Status dial_tcp_socket(const std::string& host, int port, UniqueFd* fd);
 Status dial_unix_socket(const std::string& path, UniqueFd* fd);
 Status pair_sockets(UniqueFd* one, UniqueFd* other);

@@ -4,6 +4,7 @@
 
 #ifdef KVX_SABOTAGE
 #include <atomic>
+#include <functional>
 #endif
 
 namespace kvx {
@@ -16,6 +17,7 @@ enum class Mistake {
   kFreesInFlight,      // closed copies say that they left nothing behind in the driver
   kQuiescesEarly,      // an ended job lets go of its memory while copies still run
   kUsesNullStream,     // copies go to the legacy default stream; made with the copies
+  kSkipsFence,         // a pulled block is taken without a second look at its lease
 };
 
 #ifdef KVX_SABOTAGE
@@ -27,9 +29,18 @@ inline std::atomic<Mistake>& mistake() {
   return made;
 }
 inline bool makes(Mistake which) { return mistake().load(std::memory_order_relaxed) == which; }
+// Called on this thread between the steps of a copy, so that a test can play what others do then.
+inline std::function<void()>& interruption() {
+  static thread_local std::function<void()> made;
+  return made;
+}
+inline void interrupt() {
+  if (interruption()) interruption()();
+}
 #else
 inline constexpr bool kCanMakeMistakes = false;
 constexpr bool makes(Mistake) { return false; }
+constexpr void interrupt() {}
 #endif
 
 }  // namespace kvx

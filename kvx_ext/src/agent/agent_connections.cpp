@@ -1,0 +1,342 @@
+// Connections of an agent, and what its peers on this host have announced over them.
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "agent/agent_core.h"
+#include "agent/tls.h"
+
+namespace kvx {
+
+namespace {
+
+constexpr size_t kPeerRegionsMax = 65'536;
+constexpr int64_t kHugePageBytes = 2 << 20;
+constexpr double kTickMaxS = 0.1;
+constexpr double kTickMinS = 0.01;
+
+// On a huge-page boundary, so that huge pages of the owner are mapped as such.
+Status map_region(const wire::RegionNews& news, int fd, std::shared_ptr<void>* mapping,
+                  uint8_t** mapped) {
+  const auto bytes = static_cast<size_t>(news.bytes);
+  const auto slack = static_cast<size_t>(kHugePageBytes);
+  void* reserved =
+      mmap(nullptr, bytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) {
+    return {Code::kCapacity, std::string("mmap: ") + std::strerror(errno), errno};
+  }
+  const auto start = reinterpret_cast<uintptr_t>(reserved);
+  auto* aligned = reinterpret_cast<uint8_t*>((start + slack - 1) / slack * slack);
+  void* made = mmap(aligned, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, news.fd_offset);
+  if (made == MAP_FAILED) {
+    const int error = errno;
+    munmap(reserved, bytes + slack);
+    return {Code::kUnavailable, std::string("mapping the peer's region: ") + std::strerror(error),
+            error};
+  }
+  (void)madvise(aligned, bytes, MADV_HUGEPAGE);
+  *mapping = std::shared_ptr<void>(reserved, [all = bytes + slack](void* at) { munmap(at, all); });
+  *mapped = aligned;
+  return Status::Ok();
+}
+
+bool is_sealed(int fd, int64_t bytes_needed) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  struct stat about;
+  return seals >= 0 && (seals & F_SEAL_SHRINK) != 0 && fstat(fd, &about) == 0 &&
+         about.st_size >= bytes_needed;
+}
+
+bool has_exited(int process_fd) {
+  pollfd one{.fd = process_fd, .events = POLLIN, .revents = 0};
+  return process_fd >= 0 && poll(&one, 1, 0) > 0;
+}
+
+}  // namespace
+
+class AgentCore::Listener : public Watched {
+ public:
+  Listener(std::weak_ptr<AgentCore> core, UniqueFd fd, bool is_unix,
+           std::shared_ptr<TlsContext> tls)
+      : core_(std::move(core)), fd_(std::move(fd)), is_unix_(is_unix), tls_(std::move(tls)) {}
+
+  int fd() const { return fd_.get(); }
+
+  void on_ready(uint32_t) override {
+    const std::shared_ptr<AgentCore> core = core_.lock();
+    std::string address;
+    while (core != nullptr) {
+      UniqueFd accepted = accept_socket(fd_.get(), &address);
+      if (!accepted) return;
+      if (!core->may_greet_more()) {
+        core->counters().refused_requests.fetch_add(1, std::memory_order_relaxed);
+        continue;
+      }
+      if (!is_unix_) tune_tcp(accepted.get());
+      std::unique_ptr<Stream> stream;
+      Status status = Status::Ok();
+      if (tls_ != nullptr) {
+        status = make_tls_stream(std::move(accepted), tls_, true, "", &stream);
+      } else {
+        stream = make_plain_stream(std::move(accepted), is_unix_);
+      }
+      uint64_t id;
+      if (status.ok()) {
+        (void)core->adopt(std::move(stream), {.is_unix = is_unix_, .address = address}, &id);
+      }
+    }
+  }
+
+ private:
+  const std::weak_ptr<AgentCore> core_;
+  const UniqueFd fd_;
+  const bool is_unix_;
+  const std::shared_ptr<TlsContext> tls_;
+};
+
+Status AgentCore::start() {
+  Status status = LeaseTable::create(&leases_);
+  for (int i = 0; status.ok() && i < std::max(1, options_.io_threads); ++i) {
+    loops_.push_back(std::make_unique<Loop>());
+    status = loops_.back()->start();
+  }
+  if (!status.ok()) return status;
+  int threads = options_.copy_threads;
+  if (threads <= 0) {
+    threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, 4);
+  }
+  puller_.start(threads, [this](RemoteRecord& record, int64_t holds, int64_t settled) {
+    if (finish(record, holds, settled)) tell(record);
+  });
+  tick();
+  return Status::Ok();
+}
+
+void AgentCore::tick() {
+  const TimePoint now = Clock::now();
+  leases_->sweep();
+  for (const auto& connection : all_connections()) {
+    connection->tick(now, options_.ping_s, options_.greeting_s);
+    connection->sweep();
+  }
+  const double every_s = std::clamp(options_.ping_s / 4, kTickMinS, kTickMaxS);
+  loops_.front()->call_at(time_after(every_s), [this] { tick(); });
+}
+
+Status AgentCore::listen(UniqueFd listener, bool is_unix, std::shared_ptr<TlsContext> tls) {
+  if (is_closed()) return {Code::kCancelled, "the agent is closed"};
+  const uint64_t id = next_connection_.fetch_add(1);
+  auto made =
+      std::make_shared<Listener>(weak_from_this(), std::move(listener), is_unix, std::move(tls));
+  Status status = loops_.front()->watch(id, made->fd(), EPOLLIN, made);
+  std::lock_guard lock(peers_mutex_);
+  if (status.ok()) listeners_[id] = std::move(made);
+  return status;
+}
+
+Status AgentCore::adopt(std::unique_ptr<Stream> stream, Adopted how, uint64_t* id) {
+  if (is_closed()) return {Code::kCancelled, "the agent is closed"};
+  const uint64_t number = next_connection_.fetch_add(1);
+  Loop& loop = *loops_[number % loops_.size()];
+  auto made = std::make_shared<Connection>(shared_from_this(), loop, number, std::move(stream),
+                                           how.is_unix, how.is_dialled, std::move(how.address));
+  made->set_twin(std::move(how.twin));
+  {
+    std::lock_guard lock(peers_mutex_);
+    connections_[number] = made;
+  }
+  *id = number;
+  Status status = made->start(how.is_connecting, time_after(how.timeout_s));
+  if (!status.ok()) {
+    std::lock_guard lock(peers_mutex_);
+    connections_.erase(number);
+  }
+  return status;
+}
+
+std::shared_ptr<Connection> AgentCore::find(uint64_t id) const {
+  std::lock_guard lock(peers_mutex_);
+  const auto found = connections_.find(id);
+  return found == connections_.end() ? nullptr : found->second;
+}
+
+std::vector<std::shared_ptr<Connection>> AgentCore::all_connections() const {
+  std::lock_guard lock(peers_mutex_);
+  std::vector<std::shared_ptr<Connection>> all;
+  for (const auto& [id, connection] : connections_) all.push_back(connection);
+  return all;
+}
+
+std::vector<std::shared_ptr<Connection>> AgentCore::connections_of(uint64_t peer) const {
+  std::lock_guard lock(peers_mutex_);
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return {};
+  return found->second.connections;
+}
+
+void AgentCore::join_peer(const std::shared_ptr<Connection>& connection, uint64_t peer,
+                          const PeerProcess& process) {
+  std::lock_guard lock(peers_mutex_);
+  PeerEntry& entry = peers_[peer];
+  entry.connections.push_back(connection);
+  if (!connection->is_unix()) return;
+  entry.process = process;
+  entry.twin = connection->twin();
+  // Numbers of processes are used again; this stands for the one that is there now.
+  const long opened = syscall(SYS_pidfd_open, process.pid, 0U);
+  entry.process_fd = std::make_shared<UniqueFd>(static_cast<int>(opened));
+}
+
+void AgentCore::leave(const std::shared_ptr<Connection>& connection, const std::string& reason) {
+  const uint64_t peer = connection->peer();
+  PeerEntry gone;
+  {
+    std::lock_guard lock(peers_mutex_);
+    connections_.erase(connection->id());
+    const auto found = peers_.find(peer);
+    if (found != peers_.end()) {
+      std::erase(found->second.connections, connection);
+      if (connection->is_unix()) {
+        std::swap(gone.regions, found->second.regions);
+        gone.leases = std::move(found->second.leases);
+      }
+      if (found->second.connections.empty()) peers_.erase(found);
+    }
+  }
+  events_.push({.kind = EventKind::kClosed,
+                .connection = connection->id(),
+                .peer = peer,
+                .payload = {reason.begin(), reason.end()}});
+}
+
+Status AgentCore::add_peer_region(uint64_t peer, const wire::RegionNews& news, UniqueFd fd) {
+  if (news.access == wire::RegionAccess::kPages) {
+    std::shared_ptr<const LeaseView> view;
+    Status status = LeaseView::map(fd.release(), &view);
+    std::lock_guard lock(peers_mutex_);
+    const auto found = peers_.find(peer);
+    if (status.ok() && found != peers_.end()) found->second.leases = std::move(view);
+    return status;
+  }
+  if (news.bytes <= 0 || news.fd_offset < 0) return {Code::kUsage, "a region without bytes"};
+  // One that can shrink would fault under our hands.
+  if (fd && !is_sealed(fd.get(), news.fd_offset + news.bytes)) {
+    return {Code::kUsage, "a region that its owner could take away"};
+  }
+  std::lock_guard lock(peers_mutex_);
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return Status::Ok();
+  if (found->second.regions.size() >= kPeerRegionsMax) return {Code::kUsage, "too many regions"};
+  found->second.regions.insert_or_assign(news.id, PeerRegion{news, std::move(fd), {}, nullptr});
+  return Status::Ok();
+}
+
+void AgentCore::drop_peer_region(uint64_t peer, uint32_t region) {
+  PeerRegion gone;
+  std::lock_guard lock(peers_mutex_);
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return;
+  const auto entry = found->second.regions.find(region);
+  if (entry == found->second.regions.end()) return;
+  gone = std::move(entry->second);
+  found->second.regions.erase(entry);
+}
+
+Status AgentCore::pull_source(uint64_t peer, uint32_t region, std::span<const Descriptor> blocks,
+                              uint32_t slot, uint64_t generation, PullTask* task) {
+  std::lock_guard lock(peers_mutex_);
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return {Code::kPeerLost, "there is no connection to the peer"};
+  PeerEntry& entry = found->second;
+  if (entry.leases == nullptr) {
+    return {Code::kUnavailable, "the peer is not connected over a unix socket of this host"};
+  }
+  const auto known = entry.regions.find(region);
+  if (known == entry.regions.end()) {
+    return {Code::kStale,
+            "the peer has no region " + std::to_string(region) + " any more, or not yet"};
+  }
+  PeerRegion& source = known->second;
+  Status status = validate(blocks, source.news.bytes);
+  if (!status.ok()) return status;
+  task->leases = entry.leases;
+  task->lease_slot = slot;
+  task->lease_generation = generation;
+  task->source = {};
+  if (const std::shared_ptr<AgentCore> twin = entry.twin.lock(); twin != nullptr) {
+    auto hold = std::make_shared<RegionHold>(twin->regions().hold(region));
+    if (!*hold) return {Code::kStale, "the peer's region is being removed"};
+    task->source.mapped = (*hold)->base();
+    task->source.keep = hold;
+    return Status::Ok();
+  }
+  if (source.news.access == wire::RegionAccess::kMapped) {
+    if (source.mapped == nullptr) {
+      status = map_region(source.news, source.fd.get(), &source.mapping, &source.mapped);
+      if (!status.ok()) return status;
+    }
+    task->source.mapped = source.mapped;
+    task->source.keep = source.mapping;
+    return Status::Ok();
+  }
+  task->source.pid = entry.process.pid;
+  task->source.foreign_base = source.news.base;
+  task->is_peer_there = [process = entry.process_fd] { return !has_exited(process->get()); };
+  return Status::Ok();
+}
+
+Status AgentCore::can_pull(uint64_t peer, uint32_t region) {
+  PullTask task;
+  Status status = pull_source(peer, region, {}, 0, 0, &task);
+  if (!status.ok() || task.source.mapped != nullptr) return status;
+  uint8_t byte;
+  const iovec local{&byte, 1};
+  const iovec remote{reinterpret_cast<void*>(task.source.foreign_base), 1};
+  if (process_vm_readv(task.source.pid, &local, 1, &remote, 1, 0) == 1) return Status::Ok();
+  return {Code::kUnavailable,
+          std::string("the kernel does not let us read the peer's private memory (") +
+              std::strerror(errno) + "); register a shared MemoryRegion there",
+          errno};
+}
+
+Status AgentCore::add_region(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset,
+                             uint32_t* id) {
+  if (is_closed()) return {Code::kCancelled, "the agent is closed"};
+  Status status = regions_.add(base, bytes, fd, fd_offset, id);
+  if (!status.ok()) return status;
+  const RegionHold hold = regions_.hold(*id);
+  for (const auto& connection : all_connections()) connection->announce(*hold);
+  return Status::Ok();
+}
+
+Status AgentCore::remove_region(uint32_t id, double timeout_s) {
+  Status status = regions_.remove(id, 0.0);
+  if (status.code() == Code::kUsage) return status;
+  for (const auto& connection : all_connections()) connection->announce_gone(id);
+  if (status.ok()) return status;
+  sweep();
+  return regions_.remove(id, timeout_s);
+}
+
+void AgentCore::sweep() {
+  leases_->sweep();
+  for (const auto& connection : all_connections()) connection->sweep();
+}
+
+Status AgentCore::revoke(uint64_t lease, double timeout_s) {
+  Status status = leases_->revoke(lease, 0.0);
+  if (status.code() != Code::kTimeout) return status;
+  sweep();
+  return leases_->revoke(lease, timeout_s);
+}
+
+}  // namespace kvx
