@@ -13,7 +13,7 @@ GPU_STAMP := $(VENV)/.installed-gpu-tests
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find kvx_ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' \
 	-o -name '*.cmake')
 
-.PHONY: demo venv test test-all test-gpu check sanitize bench clean
+.PHONY: demo venv test test-all test-gpu check sanitize fuzz bench clean
 
 demo: $(STAMP)
 	$(RUN) kvx demo
@@ -58,6 +58,10 @@ test-gpu: $(GPU_STAMP)
 
 sanitize: $(TEST_STAMP)
 	$(RUN) ./.ci/sanitize
+
+# FUZZ_RUNS=N executions of each target; a million where it is left out.
+fuzz: $(TEST_STAMP)
+	$(RUN) ./.ci/fuzz
 
 bench: $(TEST_STAMP)
 	$(RUN) kvx bench all --quick

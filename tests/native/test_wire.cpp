@@ -135,6 +135,23 @@ void test_one_encoding() {
   CHECK(!is_frame(bytes));
 }
 
+void test_pieces_that_cannot_be() {
+  const auto is_piece = [](uint64_t position, uint32_t bytes, uint32_t ends) {
+    Bytes body(kPieceBytes + bytes + ends * kTrailerBytes);
+    std::memcpy(body.data(), &position, sizeof(position));
+    std::memcpy(body.data() + 8, &bytes, sizeof(bytes));
+    std::memcpy(body.data() + 12, &ends, sizeof(ends));
+    const bool fits = body.size() <= bytes_max(Type::kPiece);
+    Bytes bytes_of = frame(Type::kMessage, 0, body);
+    bytes_of[4] = static_cast<uint8_t>(Type::kPiece);
+    return fits && is_frame(bytes_of);
+  };
+  CHECK(is_piece(0, 1, 1) && !is_piece(0, 1, 2) && !is_piece(0, 0, 0));
+  CHECK(is_piece(INT64_MAX - 1, 1, 0) && !is_piece(INT64_MAX, 1, 0) && !is_piece(~0ULL, 1, 0));
+  CHECK(is_piece(0, 5000, kEndsMax) && !is_piece(0, 5000, kEndsMax + 1));
+  CHECK(is_piece(0, kPayloadBytesMax, 0) && !is_piece(0, kPayloadBytesMax + 1, 0));
+}
+
 void test_text_is_made_printable() {
   Done done{.code = Code::kStorage, .message = "a\nb\x80", .failures = {}, .checksums = {}};
   Done decoded;
@@ -324,6 +341,7 @@ int main(int argc, char** argv) {
   test_flipped_bits();
   test_counts_are_held_against_bytes();
   test_one_encoding();
+  test_pieces_that_cannot_be();
   test_text_is_made_printable();
   test_limits_of_types();
   test_round_trips(seed);

@@ -102,14 +102,13 @@ wire::Done Landing::outcome() const {
                     : Clock::now() >= deadline ? Code::kTimeout
                                                : Code::kStale;
   done.code = rest;
-  // Those that came are named, since the code is of all others. Failures are in order of blocks.
+  // Those that came are named too, since the code is of all others; in order of blocks.
+  done.failures.clear();
   size_t next = 0;
   for (size_t block = 0; block < checksums_.size(); ++block) {
-    if (next < failures_.size() && failures_[next].block == block) {
-      ++next;
-    } else {
-      done.failures.push_back({.block = static_cast<uint32_t>(block), .code = Code::kOk});
-    }
+    const bool has_failed = next < failures_.size() && failures_[next].block == block;
+    done.failures.push_back(has_failed ? failures_[next++]
+                                       : wire::BlockFailure{.block = static_cast<uint32_t>(block)});
   }
   done.checksums.resize(named.blocks.size());
   return done;
