@@ -13,6 +13,7 @@ from kvx.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 _PATIENCE_S = 60.0
 _GOODBYE_S = 5.0
@@ -39,11 +40,15 @@ class Child:
         self._lines = ours.makefile("rb")
 
     @classmethod
-    def of_module(cls, module: str) -> Child:
-        """Start a module of ours under this Python, with this Python's path."""
-        program = f"import sys; sys.path[:] = {sys.path!r}; import runpy; "
-        program += f"runpy.run_module({module!r}, run_name='__main__', alter_sys=False)"
-        return cls([sys.executable, "-c", program])
+    def of_module(cls, module: str, *, python: Path | None = None) -> Child:
+        """Start a module of ours with this Python's path, under this Python or another one.
+
+        What another one has installed is found behind what this one has.
+        """
+        program = f"import sys; sys.path[:] = list(dict.fromkeys([*{sys.path!r}, *sys.path])); "
+        program += f"import runpy; runpy.run_module({module!r}, run_name='__main__', "
+        program += "alter_sys=False)"
+        return cls([str(python or sys.executable), "-c", program])
 
     def __enter__(self) -> Self:
         """Nothing but the child."""
