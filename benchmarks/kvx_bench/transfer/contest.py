@@ -38,13 +38,25 @@ class Contest:
         pairs = zip(self.samples[name], self.samples[limit], strict=True)
         return median(theirs.wall_s / mine.wall_s for mine, theirs in pairs)
 
-    def row(self, key: str, name: str, limit: str = "", *, note: str = "") -> Row:
-        """Return a contestant's row; `limit` is the contestant it is compared with, if any."""
+    def row(self, key: str, name: str, *limits: str, note: str = "") -> Row:
+        """Return a contestant's row.
+
+        Args:
+            key: Of the row.
+            name: The contestant.
+            limits: What it is compared with, first what it is judged by; who did not take part is
+                left out.
+            note: What else the reader must know.
+        """
+        present = [one for one in limits if one in self.samples]
+        limit = present[0] if present else ""
         return Row(
             key,
             gb_per_s=self.gb_per_s(name),
             limit=self.gb_per_s(limit) if limit else None,
             ratio=self.ratio(name, limit) if limit else None,
+            limit_name=limit,
+            ratios={one: self.ratio(name, one) for one in present[1:]},
             cpu_s_per_gb=self.cpu_s_per_gb(name),
             note=note,
         )

@@ -20,9 +20,24 @@ if TYPE_CHECKING:
 
 # What every figure of one host can be held against: one copy, with the fastest stores.
 TOP = "memfd-streaming"
-# How each way of kvx is judged, by its backend.
-LIMIT_OF = {"local": TOP, "shm": "memfd-memcpy", "tcp": "sockets", "nixl": "nixl-auto"}
+_WHOLE_COPIES_FROM = 1 << 20
 _NIXL_TRANSPORTS = ("", "tcp")
+
+
+def limits_of(backend: str, block_bytes: int) -> tuple[str, ...]:
+    """Return what a way of kvx is judged by, and then what else is worth showing beside it.
+
+    Where blocks are small what counts is what each of them costs: so what a program in Python does
+    without kvx is the measure there, and what a copy of all of them costs is shown beside it.
+    """
+    match backend:
+        case "shm":
+            return ("memfd-memcpy" if block_bytes >= _WHOLE_COPIES_FROM else "memfd-python", TOP)
+        case "tcp":
+            return ("sockets-default", "sockets")
+        case "nixl":
+            return ("nixl-auto", "nixl-tcp")
+    return ()
 
 
 class Echo(Protocol):
@@ -59,12 +74,14 @@ class Limits:
     Attributes:
         baselines: Those that are here.
         absent: The others.
+        nixl: Those of the baselines that are raw NIXL.
     """
 
     def __init__(self, num_bytes: int, *, nixl_python: Path | None) -> None:
         """Populate `num_bytes` several times over, and choose the settings of the sockets."""
         self.baselines: list[Baseline] = []
         self.absent: list[Absent] = []
+        self.nixl: list[Nixl] = []
         self._echoes: list[Echo] = []
         with contextlib.ExitStack() as made:
             memories = made.enter_context(TwoMemories(num_bytes))
@@ -123,4 +140,5 @@ class Limits:
             self.absent.append(Absent(f"nixl-{transports or 'auto'}", str(error)))
             return
         self.baselines.append(nixl)
+        self.nixl.append(nixl)
         self._echoes.append(nixl)

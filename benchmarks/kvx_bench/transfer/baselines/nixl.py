@@ -67,16 +67,25 @@ class Nixl:
 
     def run(self, work: Work) -> Sample:
         """Post the batch and poll until it is done; its own clock, so the asking is not in it."""
-        before = self._cpu_s()
+        before = self.cpu_s()
         answer = self._child.ask(
             do="run", is_write=work.is_write, block_bytes=work.block_bytes, batch=work.batch
         )
-        return Sample(float(answer["wall_s"]), self._cpu_s() - before)
+        return Sample(float(answer["wall_s"]), self.cpu_s() - before)
 
     def round_trips_us(self, num_bytes: int, count: int) -> tuple[float, float]:
         """Return p50 and p99 of reading one block."""
         answer = self._child.ask(do="latencies", num_bytes=num_bytes, count=count)
         return percentiles_us(list(answer["times"]))
+
+    def posts(self, block_bytes: int, batch: int, count: int) -> tuple[list[float], list[float]]:
+        """Return how long posting takes: described anew each time, and prepared once."""
+        answer = self._child.ask(do="post", block_bytes=block_bytes, batch=batch, count=count)
+        return answer["anew_s"], answer["prepared_s"]
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that both processes have used."""
+        return sum(map(process_cpu_s, self._pids))
 
     def moves_all(self, work: Work) -> bool:
         """Move the batch once more, and return whether all of its bytes came."""
@@ -92,6 +101,3 @@ class Nixl:
             self._child.ask(do="theirs", request=look) if work.is_write else self._child.ask(**look)
         )
         return bool(seen["lowest"] == seen["highest"] == _FILL)
-
-    def _cpu_s(self) -> float:
-        return sum(map(process_cpu_s, self._pids))

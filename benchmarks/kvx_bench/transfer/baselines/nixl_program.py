@@ -100,6 +100,8 @@ class _Initiator(_Side):
                 handle = self._handle(request["num_bytes"], 1, is_write=False)
                 times = [self._move(handle) for _ in range(request["count"] + _WARM_UP)]
                 return {"times": times[_WARM_UP:]}
+            case "post":
+                return self._post(request["block_bytes"], request["batch"], request["count"])
         return self.answer_common(request)
 
     def close(self) -> None:
@@ -114,29 +116,46 @@ class _Initiator(_Side):
         """Return a request that can be posted again and again."""
         key = (is_write, block_bytes, batch)
         if key not in self._handles:
-            lists = [
-                self.agent.get_xfer_descs(
-                    np.array(
-                        [(base + i * block_bytes, block_bytes, 0) for i in range(batch)], np.uint64
-                    ),
-                    "DRAM",
-                )
-                for base in (self.address, self._their_address)
-            ]
-            self._handles[key] = self.agent.initialize_xfer(
-                "WRITE" if is_write else "READ", *lists, self._peer
-            )
+            order = np.arange(batch)
+            self._handles[key] = self._request(block_bytes, order, order, is_write=is_write)
         return self._handles[key]
+
+    def _request(self, block_bytes: int, ours: Any, theirs: Any, *, is_write: bool) -> Any:
+        lists = []
+        for base, order in ((self.address, ours), (self._their_address, theirs)):
+            rows = np.zeros((len(order), 3), np.uint64)
+            rows[:, 0] = base + order * block_bytes
+            rows[:, 1] = block_bytes
+            lists.append(self.agent.get_xfer_descs(rows, "DRAM"))
+        return self.agent.initialize_xfer("WRITE" if is_write else "READ", *lists, self._peer)
+
+    def _post(self, block_bytes: int, batch: int, count: int) -> dict[str, object]:
+        """Time submitting blocks in any order, described anew each time and prepared once."""
+        ours, theirs = (np.random.default_rng(seed).permutation(batch) for seed in (1, 2))
+        anew, prepared = [], []
+        for _ in range(count):
+            began = time.perf_counter()
+            handle = self._request(block_bytes, ours, theirs, is_write=False)
+            state = self.agent.transfer(handle)
+            anew.append(time.perf_counter() - began)
+            self._finish(handle, state)
+            began = time.perf_counter()
+            state = self.agent.transfer(handle)
+            prepared.append(time.perf_counter() - began)
+            self._finish(handle, state)
+            handle.release()
+        return {"anew_s": anew, "prepared_s": prepared}
 
     def _move(self, handle: Any) -> float:
         began = time.perf_counter()
-        state = self.agent.transfer(handle)
+        self._finish(handle, self.agent.transfer(handle))
+        return time.perf_counter() - began
+
+    def _finish(self, handle: Any, state: str) -> None:
         while state == "PROC":
             state = self.agent.check_xfer_state(handle)
-        wall_s = time.perf_counter() - began
         if state != "DONE":
             raise RuntimeError(f"a transfer ended as {state}")
-        return wall_s
 
     def _ask(self, **request: object) -> dict[str, Any]:
         self._socket.sendall(json.dumps(request).encode() + b"\n")

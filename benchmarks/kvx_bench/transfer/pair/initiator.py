@@ -134,8 +134,7 @@ class Initiator(Side):
         )
         course = _Course(prepared, backend, is_write=False)
         course.once()
-        for _ in range(request["count"]):
-            again.append(course.once()[0])
+        again = [course.once()[0] for _ in range(request["count"])]
         return {"anew_s": anew, "prepared_s": again}
 
     def _remote(self, token: str) -> kvx.RemoteLease:

@@ -99,8 +99,11 @@ class DeviceMemory:
         self._made.close()
 
     def _copy(self, direction: str, target: int, source: int) -> None:
-        runs = [np.array([value], np.uint64) for value in (target, source, self.num_bytes)]
-        code = self._copies.wait(self._copies.submit(direction, *runs), _PATIENCE_S)
+        targets, sources, sizes = (
+            np.array([value], np.uint64) for value in (target, source, self.num_bytes)
+        )
+        ticket = self._copies.submit(direction, targets, sources, sizes)
+        code = self._copies.wait(ticket, _PATIENCE_S)
         if code != 0:
             raise TransferError(f"{self.num_bytes} bytes were not copied {direction}: code {code}")
 

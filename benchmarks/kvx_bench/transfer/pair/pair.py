@@ -74,6 +74,7 @@ class Begun:
     Attributes:
         prepare_s: What the initiator spent until its first submission came back.
         lease_s: What the target spent leasing, checksums included.
+        token: The lease.
     """
 
     def __init__(self, pair: Pair, course: Course) -> None:
@@ -82,8 +83,9 @@ class Begun:
         lease = pair.target.ask(do="lease", **shape)
         self.lease_s = float(lease["wall_s"])
         self._lease = lease["lease"]
+        self.token = str(lease["token"])
         try:
-            told = pair.initiator.ask(do="prepare", token=lease["token"], **shape)
+            told = pair.initiator.ask(do="prepare", token=self.token, **shape)
         except BaseException:
             pair.target.ask(do="release", lease=self._lease)
             raise
@@ -164,6 +166,13 @@ class Pair:
         """Lease and prepare; runs once."""
         return Begun(self, course)
 
+    def posts(self, work: Work, backend: str, count: int) -> tuple[list[float], list[float]]:
+        """Return how long submitting takes: described anew each time, and prepared once."""
+        course = Course(backend, work)
+        with self.begin(course) as begun:
+            told = self.initiator.ask(do="post", token=begun.token, count=count, **course.shape())
+        return told["anew_s"], told["prepared_s"]
+
     def fill(self, work: Work, iteration: int) -> None:
         """Give the source the pattern of an iteration, and clear the other side."""
         source, sink = self._ends(work)
@@ -179,8 +188,11 @@ class Pair:
         )
         return None if told["difference"] is None else Difference(**told["difference"])
 
-    def checked(self, course: Course, iteration: int) -> tuple[Difference | None, Burst]:
-        """Move bytes that nobody has seen before, once, and look at every one of them."""
+    def checked(self, course: Course, iteration: int) -> tuple[Difference | None, Burst, float]:
+        """Move bytes that nobody has seen before, once, and look at every one of them.
+
+        Returns the first one that is wrong, what the run took, and what preparing it took.
+        """
         self.fill(course.work, iteration)
         # What was leased with checksums may not be written: so it is a lease of its own.
         with self.begin(course) as begun:
@@ -188,7 +200,7 @@ class Pair:
             shape = {"block_bytes": course.work.block_bytes, "batch": course.work.batch}
             sink.ask(do="fill", iteration=CLEARED, **shape)
             burst = begun.burst(1)
-        return self.look(course.work, iteration), burst
+        return self.look(course.work, iteration), burst, begun.prepare_s
 
     def _ends(self, work: Work) -> tuple[Desk, Desk]:
         """Return (source, sink) of the bytes."""
