@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import time
@@ -88,10 +89,10 @@ def throughput_row(
 
 
 def percentiles_us(seconds: list[float]) -> tuple[float, float]:
-    """Return p50 and p99 in microseconds."""
+    """Return p50 and p99 in microseconds: the smallest values that so many are not above."""
     ordered = sorted(seconds)
-    last = len(ordered) - 1
-    return ordered[last // 2] * 1e6, ordered[min(last, int(last * 0.99))] * 1e6
+    p50, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.99))
+    return p50 * 1e6, p99 * 1e6
 
 
 def median(values: Iterable[float]) -> float:

@@ -17,9 +17,10 @@ from kvx_bench.transfer.pair.pair import Begun, Course, Pair
 from kvx_bench.transfer.sizes import size_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kvx_bench.case import Options
+    from kvx_bench.row import Sample
 
 # By bytes of a block, how many: more than a cache holds, and fewer of those that take longest.
 BATCHES = {4 << 10: 16384, 64 << 10: 4096, 2 << 20: 256}
@@ -138,7 +139,9 @@ def _rows(limits: Limits, pairs: KvxPairs, work: Work, rounds: int) -> Iterator[
     able = limits.able(work)
     with contextlib.ExitStack() as made:
         entrants = list(_entrants(pairs, work, made))
-        contestants = {one.name: partial(one.run, work) for one in able}
+        contestants: dict[str, Callable[[], Sample]] = {
+            one.name: partial(one.run, work) for one in able
+        }
         contestants |= {one.name: one.begun.once for one in entrants}
         contest = hold(contestants, work.num_bytes, rounds=rounds)
     for one in able:

@@ -1,4 +1,4 @@
-"""Links of this machine that transfers could take: RDMA devices, GPUs and the links between them."""
+"""Links that transfers could take here: RDMA devices, GPUs, and the links between those."""
 
 from __future__ import annotations
 

@@ -68,12 +68,14 @@ def _measure_all(wanted: MatrixOptions, console: Console, lines: list[Figures]) 
     with Bench(wanted) as bench, bar:
         task = bar.add_task("", total=len(wanted.cells))
         for cell in wanted.cells:
-            latest = (
-                "" if not lines or lines[-1].absent else f" (last: {lines[-1].gb_per_s:.2f} GB/s)"
-            )
-            bar.update(task, description=f"{cell.backend}, {cell.work}{latest}")
+            bar.update(task, description=f"{cell.backend}, {cell.work}{_latest(lines)}")
             lines.append(bench.line(cell))
             bar.advance(task)
+
+
+def _latest(lines: list[Figures]) -> str:
+    rate = lines[-1].gb_per_s if lines else None
+    return "" if rate is None else f" (the last one: {rate:.2f} GB/s)"
 
 
 class Bench:
@@ -165,9 +167,7 @@ def _listen(options: argparse.Namespace, console: Console) -> int:
     address = settings.with_scheme(options.listen)
     key = settings.read_key(options.key_file)
     try:
-        agent = kvx.Agent(
-            "bench-target", listen=address, key=key, config={"unix": False, "backends": ["tcp"]}
-        )
+        agent = kvx.Agent("bench-target", listen=address, key=key, config={"unix": False})
     except UsageError as error:
         raise UsageError(f"{error} (here: --key-file FILE, or --listen 127.0.0.1:PORT)") from error
     target = Target(

@@ -64,8 +64,9 @@ class Target(Side):
         except (KvxError, KeyError, TypeError, ValueError) as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
             report(f"{name} asked to {request.get('do')}: {error}")
-        if request.get("do") == "map":
-            report(f"{name} measures with {request.get('num_bytes')} bytes")
+        else:
+            if request["do"] == "map":
+                report(f"{name} measures with {request['num_bytes']} bytes")
         try:
             for part in split(number, answer):
                 self.agent.notify(self.agent.peers[name], part)
