@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kvx_bench.case import Case
     from kvx_bench.row import Row
 
-_WIDTH_MIN = 140
+_WIDTH_MIN = 170
 
 HELP = "measure this machine and kvx on it; every row beside its limit"
 

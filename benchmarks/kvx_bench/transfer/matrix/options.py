@@ -125,7 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def is_asked(options: argparse.Namespace) -> bool:
     """Return whether a matrix is asked for."""
-    return any(getattr(options, name) not in (None, False) for name in _ASKING)
+    values = (getattr(options, name) for name in _ASKING)
+    # 0 warm-ups ask for a matrix, too: not what equals False, but what was left out.
+    return any(value is not None and value is not False for value in values)
 
 
 def parse(options: argparse.Namespace) -> MatrixOptions:
