@@ -23,16 +23,16 @@ CELL = Cell("shm", "host", Work(is_write=False, block_bytes=1 << 20, batch=100))
 GIGABYTES = 100 * (1 << 20) / 1e9
 BURSTS = [
     Burst([0.1, 0.3], [0.01, 0.02], cpu_s=0.4, target_cpu_s=0.1),
-    Burst([0.2], [0.06], cpu_s=0.2, target_cpu_s=0.2),
+    Burst([0.4], [0.06], cpu_s=0.2, target_cpu_s=0.2),
 ]
 LINE = summarise(CELL, BURSTS, 0.005, limit=LimitRuns("memfd-memcpy", [0.1, 0.3]))
 
 
 def test_figures_are_those_of_all_runs() -> None:
     assert LINE.iterations == 3
-    assert LINE.gb_per_s == pytest.approx(3 * GIGABYTES / 0.6)
-    assert LINE.avg_us == pytest.approx(200_000)
-    assert (LINE.p50_us, LINE.p99_us) == pytest.approx((200_000, 300_000))
+    assert LINE.gb_per_s == pytest.approx(3 * GIGABYTES / 0.8)
+    assert LINE.avg_us == pytest.approx(800_000 / 3)
+    assert (LINE.p50_us, LINE.p99_us) == pytest.approx((300_000, 400_000))
     assert LINE.prep_us == pytest.approx(5000)
     assert LINE.post_us == pytest.approx(20_000)
     assert LINE.cpu_s_per_gb == pytest.approx(0.6 / 3 / GIGABYTES)
@@ -40,8 +40,8 @@ def test_figures_are_those_of_all_runs() -> None:
 
 
 def test_ratios_are_paired_with_the_run_beside_each_burst() -> None:
-    # 0.1 / 0.2 beside the first burst, 0.3 / 0.2 beside the second.
-    assert LINE.ratio == pytest.approx(1.0)
+    # 0.1 / 0.2 beside the first burst, 0.3 / 0.4 beside the second.
+    assert LINE.ratio == pytest.approx(0.625)
     assert LINE.limit_gb_per_s == pytest.approx(GIGABYTES / 0.2)
     alone = summarise(CELL, BURSTS, 0.005)
     assert (alone.ratio, alone.limit_gb_per_s, alone.limit_name) == (None, None, "")
@@ -69,8 +69,8 @@ def test_the_table_has_the_figures_and_why_others_are_missing() -> None:
     for name in ("block", "batch", "B/W GB/s", "avg us", "p50 us", "p99 us", "prep us", "post us"):
         assert name in heading
     assert row.split() == [
-        "shm", "host", "read", "1MiB", "100", "0.52", "200000.0", "200000.0", "300000.0", "5000",
-        "20000.0", "1.907", "0.954", "0.52", "1.00", "memfd-memcpy",
+        "shm", "host", "read", "1MiB", "100", "0.39", "266666.7", "300000.0", "400000.0", "5000",
+        "20000.0", "1.907", "0.954", "0.52", "0.62", "memfd-memcpy",
     ]  # fmt: skip
     assert absences([LINE, missing, missing]) == [
         "rdma, device memory: not here because there is none"
@@ -83,7 +83,7 @@ def test_files_have_every_line(tmp_path: Path) -> None:
     with (tmp_path / "m.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["absent"] for row in rows] == ["", "why"]
-    assert float(rows[0]["ratio"]) == pytest.approx(1.0)
+    assert float(rows[0]["ratio"]) == pytest.approx(0.625)
     assert rows[1]["gb_per_s"] == ""
     write_json(tmp_path / "m.json", {"cpus": 2}, lines)
     told = json.loads((tmp_path / "m.json").read_text())
