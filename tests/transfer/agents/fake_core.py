@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvx.errors import PeerLost, StaleReference, UnavailableError
+from kvx.errors import PeerLost, UnavailableError
 from kvx.transfer.agents.config import AgentConfig
 from kvx.transfer.agents.identity import Identity
 from kvx.transfer.agents.key import as_key
@@ -120,7 +120,9 @@ class FakeNetwork:
     def die(self, agent: AgentParts) -> None:
         """End a process without a word: its connections are closed by its kernel."""
         self.agents.remove(agent)
-        self.listeners = {k: v for k, v in self.listeners.items() if v is not agent.core}
+        self.listeners = {
+            address: core for address, core in self.listeners.items() if id(core) != id(agent.core)
+        }
         for connection in list(agent.core.connections.values()):
             agent.core.end(connection, "gone")
 
@@ -203,14 +205,14 @@ class FakeCore:
     def drop(self, connection: int, reason: str) -> None:
         found = self.connections.get(connection)
         if found is None:
-            raise StaleReference("no such connection")
+            raise PeerLost("no such connection")
         self.refused.append(reason)
         self.end(found, reason)
 
     def info(self, connection: int) -> dict[str, object]:
         found = self.connections.get(connection)
         if found is None:
-            raise StaleReference("no such connection")
+            raise PeerLost("no such connection")
         return {
             "peer": found.peer, "is_unix": found.is_unix, "address": found.address,
             "heard_ago_s": 0.0, "answered_ago_s": 0.0, "unacknowledged": 0, "retransmits": 0,
