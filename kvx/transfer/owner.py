@@ -173,7 +173,8 @@ class OwnerProcess:
     def pid(self) -> int:
         """Number of the process."""
         assert self._process.pid is not None, "it was started"
-        return self._process.pid
+        pid: int = self._process.pid
+        return pid
 
     def ask(self, method: str, *arguments: object, **named: object) -> Any:
         """Call a method of the `Owner` there, and return what it returns.

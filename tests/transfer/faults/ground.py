@@ -259,7 +259,7 @@ def _note_end(running: Running) -> None:
 
 
 def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _rss_bytes() -> int:

@@ -1,4 +1,4 @@
-"""What happens to whole processes: they are killed, frozen, restarted, or take their memory away."""
+"""What happens to whole processes: killed, frozen, restarted, or their memory taken away."""
 
 from __future__ import annotations
 
@@ -115,9 +115,7 @@ def _work(ground: Ground, state: str, rng: random.Random) -> Iterator[Running]:
         yield ground.begin(is_write=state == "write", deadline_s=deadline_s)
 
 
-def _strike_transfers(
-    ground: Ground, fault: Fault, state: str, rng: random.Random
-) -> list[Trial]:
+def _strike_transfers(ground: Ground, fault: Fault, state: str, rng: random.Random) -> list[Trial]:
     running: list[Running] = []
     striker = threading.Thread(target=fault.strike, args=(ground,), daemon=True)
     if state == "batch":
@@ -232,7 +230,9 @@ def _strike_closing(ground: Ground, fault: Fault, rng: random.Random) -> Trial:
         report = closer.close(timeout_s)
         over_s = time.monotonic() - deadline
     striker.join(GRACE_S * 3)
-    assert transfer.poll() is not kvx.TransferState.PENDING, "its agent is closed, and it has not ended"
+    assert transfer.poll() is not kvx.TransferState.PENDING, (
+        "it outlived its agent"
+    )
     assert not report.abandoned_transfers, f"something was abandoned: {report}"
     outcome = "done" if transfer.error is None else type(transfer.error).__name__
     if fault.is_fatal:
