@@ -12,7 +12,7 @@ honoured, no block counted that was not verified.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from kvx.buffers import MemoryKind
 
@@ -167,7 +167,6 @@ class Channel(Protocol):
         """End what runs over it, and it."""
 
 
-@runtime_checkable
 class Selective(Protocol):
     """A channel that does not take every request its peer could make."""
 

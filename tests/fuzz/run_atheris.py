@@ -32,7 +32,8 @@ def main() -> None:
     folders = [option for option in options if not option.startswith("-")]
     # libFuzzer writes into the first folder, so that is never the committed one.
     found = folders or [tempfile.mkdtemp(prefix=f"kvx-fuzz-{name}-")]
-    atheris.Setup([sys.argv[0], *flags, *found, str(CORPUS / name)], TARGETS[name])
+    # The decoder is compiled: seeds that differ for it look alike to the fuzzer, so all are kept.
+    atheris.Setup([sys.argv[0], "-keep_seed=1", *flags, *found, str(CORPUS / name)], TARGETS[name])
     atheris.Fuzz()
 
 

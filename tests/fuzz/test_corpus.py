@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,13 @@ def test_the_corpus_passes(target: str) -> None:
         ("message", messages.decode),
     ],
 )
-def test_some_of_the_corpus_is_accepted(target: str, decode: object) -> None:
-    accepted = 0
-    for data in samples(target):
-        try:
-            decode(data)
-        except KvxError:
-            continue
-        accepted += 1
-    assert accepted >= 1
+def test_some_of_the_corpus_is_accepted(target: str, decode: Callable[[bytes], object]) -> None:
+    assert any(is_accepted(decode, data) for data in samples(target))
+
+
+def is_accepted(decode: Callable[[bytes], object], data: bytes) -> bool:
+    try:
+        decode(data)
+    except KvxError:
+        return False
+    return True

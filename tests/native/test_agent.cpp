@@ -182,11 +182,17 @@ void test_storm(Case one, std::mt19937_64& random) {
 
 void test_close_under_way(Case one) {
   Two two(one.link, 64 << 20);
-  const auto blocks = rows(0, 64, 1 << 20);
-  const auto ref = two.lease(blocks, kvx::kMayRead | kvx::kMayWrite);
-  const auto plan = two.plan(blocks, blocks, all_of(64));
+  const auto all = rows(0, 64, 1 << 20);
+  const auto ref = two.lease(all, kvx::kMayRead | kvx::kMayWrite);
   std::vector<std::shared_ptr<RemoteJob>> jobs;
-  for (int i = 0; i < 4; ++i) jobs.push_back(two.submit(i % 2 == 0, one.way, ref, plan));
+  std::shared_ptr<const RemotePlan> plan;
+  for (uint32_t i = 0; i < 4; ++i) {  // of different memory: they are under way at once
+    const auto blocks = rows(i * 16, 16, 1 << 20);
+    std::vector<uint32_t> indices = all_of(16);
+    for (uint32_t& index : indices) index += i * 16;
+    plan = two.plan(blocks, blocks, indices);
+    jobs.push_back(two.submit(i % 2 == 0, one.way, ref, plan));
+  }
   const auto report = two.one->close(0.02);
   CHECK(report.abandoned_jobs == 0);
   for (const auto& job : jobs) CHECK(job->is_terminal() && job->is_quiesced());

@@ -19,7 +19,6 @@ from kvx.transfer.backend import (
     LinkPlan,
     Memory,
     PeerCard,
-    Selective,
     kinds_of,
 )
 from kvx.transfer.backends import local, shm, tcp
@@ -192,8 +191,7 @@ class Ways:
             objection = self._objection(name, plan)
             if not objection:
                 channel = self._connected(record, name, timeout_s)
-                if isinstance(channel, Selective):
-                    objection = channel.objection(plan, is_write=is_write)
+                objection = _channel_objection(channel, plan, is_write=is_write)
                 if not objection:
                     return name, channel
             objections[name] = objection
@@ -263,3 +261,9 @@ class Ways:
             is_unix=any(lane.is_unix for lane in record.lanes.values()),
             card=card.backends.get(name),
         )
+
+
+def _channel_objection(channel: Channel, plan: LinkPlan, *, is_write: bool) -> str:
+    # Asked for every transfer; isinstance() of a protocol takes longer than a small one does.
+    objection: Callable[..., str] | None = getattr(channel, "objection", None)
+    return "" if objection is None else objection(plan, is_write=is_write)

@@ -211,13 +211,13 @@ def test_the_way_to_a_card_depends_on_where_one_stands(tmp_path: Path) -> None:
         unix, tcp, loop = UnixAddress(str(path)), TcpAddress("10.0.0.1", 1), (
             TcpAddress("127.0.0.1", 1)
         )  # fmt: skip
-        assert routes(same_host, here, is_unix_wanted=True) == [unix, tcp, loop]
-        assert routes(same_host, here, is_unix_wanted=False) == [tcp, loop]
-        assert routes(card(addresses=told), here, is_unix_wanted=True) == [tcp]
+        assert routes(same_host, here, is_unix_first=True) == [unix, tcp, loop]
+        assert routes(same_host, here, is_unix_first=False) == [tcp, loop, unix]
+        assert routes(card(addresses=told), here, is_unix_first=True) == [tcp]
         other_user = msgspec.structs.replace(there, uid=there.uid + 1, net_namespace=1)
-        assert routes(card(host=other_user, addresses=told), here, is_unix_wanted=True) == [tcp]
+        assert routes(card(host=other_user, addresses=told), here, is_unix_first=True) == [tcp]
     path.unlink()
-    assert routes(same_host, here, is_unix_wanted=True) == [tcp, loop]
+    assert routes(same_host, here, is_unix_first=True) == [tcp, loop]
 
 
 def test_socket_files_lie_in_a_private_directory(tmp_path: Path) -> None:
