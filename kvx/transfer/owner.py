@@ -22,6 +22,7 @@ from kvx.transfer.memory import MemoryRegion
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from multiprocessing.connection import Connection
+    from multiprocessing.context import BaseContext
     from types import TracebackType
 
     from kvx.transfer.agents.lease import BlockLease
@@ -35,6 +36,7 @@ class Owner:
     Attributes:
         agent: The agent.
         blocks: (num_blocks, block_bytes) uint8, its memory.
+        registration: Of that memory.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Owner:
         size = num_blocks * block_bytes
         region = MemoryRegion(size, is_shared=is_shared)
         self.blocks = region.array()[:size].reshape(num_blocks, block_bytes)
-        self._registration = self.agent.register(region if is_shared else self.blocks)
+        self.registration = self.agent.register(region if is_shared else self.blocks)
         self._block_bytes = block_bytes
         self._leases: dict[int, BlockLease] = {}
 
@@ -82,8 +84,8 @@ class Owner:
         peer: str | None = None, has_checksums: bool = False,
     ) -> tuple[int, bytes]:  # fmt: skip
         """Lease blocks by number, or all the memory; returns the lease's number and its token."""
-        described = None if ids is None else self._registration.blocks(ids, self._block_bytes)
-        lease = self._registration.lease(
+        described = None if ids is None else self.registration.blocks(ids, self._block_bytes)
+        lease = self.registration.lease(
             described, rights=Rights(rights), ttl_s=ttl_s, peer=peer,
             checksums="compute" if has_checksums else None,
         )  # fmt: skip
@@ -92,7 +94,7 @@ class Owner:
 
     def lease_rows(self, rows: list[tuple[int, int, int, int]], *, rights: int) -> bytes:
         """Lease blocks of any shape; returns the token."""
-        lease = self._registration.lease(self._registration.rows(rows), rights=Rights(rights))
+        lease = self.registration.lease(self.registration.rows(rows), rights=Rights(rights))
         self._leases[lease.id] = lease
         return lease.token
 
@@ -136,18 +138,33 @@ class Owner:
 class OwnerProcess:
     """An `Owner` in a process of its own."""
 
-    def __init__(self, name: str = "owner", **options: object) -> None:
+    def __init__(
+        self,
+        name: str = "owner",
+        *,
+        kind: type[Owner] | None = None,
+        context: BaseContext | None = None,
+        **options: object,
+    ) -> None:
         """Start the process and wait until its agent is open.
+
+        Args:
+            name: Of the agent there.
+            kind: What runs there, when it can do more than an `Owner`.
+            context: How processes are started; None for `spawn`.
+            options: Of the `Owner`.
 
         Raises:
             KvxError: The agent could not be opened there; the same error as here.
         """
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        # The base class of contexts is typed without Process, which every context has.
+        chosen: Any = multiprocessing.get_context("spawn") if context is None else context
+        ours, theirs = chosen.Pipe()
         self._pipe: Connection = ours
-        self._process = context.Process(
-            target=_serve, args=(theirs, name, options), name=f"kvx-owner-{name}", daemon=True
-        )
+        self._process = chosen.Process(
+            target=_serve, args=(theirs, kind or Owner, name, options), name=f"kvx-owner-{name}",
+            daemon=True,
+        )  # fmt: skip
         self._process.start()
         theirs.close()
         self._answer()
@@ -156,7 +173,8 @@ class OwnerProcess:
     def pid(self) -> int:
         """Number of the process."""
         assert self._process.pid is not None, "it was started"
-        return self._process.pid
+        pid: int = self._process.pid
+        return pid
 
     def ask(self, method: str, *arguments: object, **named: object) -> Any:
         """Call a method of the `Owner` there, and return what it returns.
@@ -218,10 +236,10 @@ def pattern(seed: int, num_blocks: int, block_bytes: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
 
 
-def _serve(pipe: Connection, name: str, options: dict[str, Any]) -> None:
+def _serve(pipe: Connection, kind: type[Owner], name: str, options: dict[str, Any]) -> None:
     """Run an owner and answer calls until the pipe is closed or says so."""
     try:
-        owner = Owner(name, **options)
+        owner = kind(name, **options)
     except KvxError as error:
         pipe.send((True, error))
         return

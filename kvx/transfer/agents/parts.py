@@ -120,6 +120,7 @@ class AgentParts:
         if abandoned:
             _ABANDONED.extend(self.memories.values())
         self.memories.clear()
+        _untie(self)
         return AgentCloseReport(cancelled, abandoned, abandoned_bytes)
 
     def forget(self) -> None:
@@ -214,9 +215,7 @@ class _Assembly:
             self.identity, self.key, here=self.here, addresses=listeners.told(),
             backend_cards=ways.cards, wall_ns=self.wall_ns,
         )  # fmt: skip
-        reception = Reception(
-            core, self.identity, self.key, config, roster=roster, dialler=dialler, clock=clock
-        )
+        reception = Reception(core, self.identity, self.key, config, roster=roster, dialler=dialler)
         membership = Membership(
             core, config, roster=roster, dialler=dialler, reception=reception, issuer=issuer,
             clock=clock,
@@ -281,6 +280,22 @@ def _join_up(parts: AgentParts) -> None:
     parts.ways.open(host_of)
     if any(parts.ways.cards().values()):
         _announce(parts)
+
+
+def _untie(parts: AgentParts) -> None:
+    """Undo `_join_up`: else a closed core keeps its descriptors until the garbage collector comes.
+
+    The endpoints, which know all parts, were let go of by `Ways.close`.
+    """
+
+    def nothing(_: PeerRecord) -> None:
+        """Do nothing: nobody comes or goes any more."""
+
+    parts.membership.when_up = parts.membership.when_down = nothing
+    parts.conversation.when_news = nothing
+    parts.loop.callbacks.clear()
+    parts.loop.word_takers.clear()
+    parts.loop.chores.clear()
 
 
 def _announce(parts: AgentParts) -> None:

@@ -202,8 +202,11 @@ class Ways:
         )
 
     def close(self, timeout_s: float) -> None:
-        """Close every endpoint."""
-        for name, endpoint in self._endpoints.items():
+        """Close every endpoint, and let go of it: nothing is open any more."""
+        with self._changed:
+            endpoints, self._endpoints = self._endpoints, {}
+            self._orders.clear()
+        for name, endpoint in endpoints.items():
             try:
                 endpoint.close(timeout_s)
             except Exception:  # noqa: BLE001 - logged here: it is somebody else's code
@@ -228,8 +231,11 @@ class Ways:
         if channel is None or not channel.is_up():
             with self._changed:
                 card = self._peer_card(name, record)
+                endpoint = self._endpoints.get(name)
+            if endpoint is None:
+                raise UnavailableError(f"{name} is not open any more: the agent is being closed")
             # Without the lock: connecting may take messages that the agent's thread has to bring.
-            channel = self._endpoints[name].connect(card, timeout_s)
+            channel = endpoint.connect(card, timeout_s)
             record.channels[name] = channel
         return channel
 
