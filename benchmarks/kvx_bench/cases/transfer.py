@@ -12,7 +12,7 @@ from kvx_bench.transfer.baselines.limits import TOP, Limits, limits_of
 from kvx_bench.transfer.baselines.work import Work
 from kvx_bench.transfer.contest import hold
 from kvx_bench.transfer.kvx_pairs import KvxPairs, Way
-from kvx_bench.transfer.overheads import idle_rows, post_rows, round_trip_rows
+from kvx_bench.transfer.overheads import idle_rows, post_rows, post_work, round_trip_rows
 from kvx_bench.transfer.pair.pair import Begun, Course, Pair
 from kvx_bench.transfer.sizes import size_name
 
@@ -45,7 +45,7 @@ class TransferCase:
     def run(self, options: Options) -> Iterator[Row]:
         """Everything of one size in turn, round after round."""
         works = _works(is_quick=options.is_quick)
-        num_bytes = max(work.num_bytes for work in works)
+        num_bytes = max(post_work().num_bytes, *(work.num_bytes for work in works))
         fewer = 5 if options.is_quick else 1
         with (
             Limits(num_bytes, nixl_python=options.nixl_python) as limits,

@@ -65,11 +65,16 @@ class Contest:
 def hold(
     contestants: Mapping[str, Callable[[], Sample]], num_bytes: int, *, rounds: int
 ) -> Contest:
-    """Let everybody warm up, then run everybody once a round."""
+    """Let everybody warm up, then run everybody once a round.
+
+    Every second round runs backwards: what one leaves in the caches is not always the same one's
+    to find.
+    """
     for run in contestants.values():
         run()
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
+    forwards = list(contestants.items())
+    for number in range(rounds):
+        for name, run in forwards[::-1] if number % 2 else forwards:
             samples[name].append(run())
     return Contest(num_bytes, samples)

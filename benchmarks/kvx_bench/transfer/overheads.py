@@ -29,6 +29,11 @@ _POST_OF = {"shm": "nixl-auto", "tcp": "nixl-tcp", "nixl": "nixl-auto"}
 Figures = tuple[float, float]
 
 
+def post_work() -> Work:
+    """Return what is submitted to see how long that takes."""
+    return Work(is_write=False, block_bytes=_POST_BYTES, batch=_POST_BLOCKS)
+
+
 def post_rows(pairs: KvxPairs, limits: Limits, count: int) -> Iterator[Row]:
     """Host time of submitting 10,000 blocks in any order, beside raw NIXL's."""
     theirs: dict[str, tuple[list[float], list[float]]] = {}
@@ -37,7 +42,7 @@ def post_rows(pairs: KvxPairs, limits: Limits, count: int) -> Iterator[Row]:
         for is_prepared, times in enumerate(theirs[nixl.name]):
             key = f"transfer.baseline.{nixl.name}.post.{_POST_BLOCKS}{_suffix(is_prepared)}"
             yield _latency_row(key, percentiles_us(times), note=_post_note(is_prepared))
-    work = Work(is_write=False, block_bytes=_POST_BYTES, batch=_POST_BLOCKS)
+    work = post_work()
     for way, pair in pairs.pairs.items():
         if way.variant:
             continue

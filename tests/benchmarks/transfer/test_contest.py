@@ -19,10 +19,10 @@ def test_everybody_warms_up_and_then_runs_once_a_round() -> None:
         return run
 
     contest = hold({"a": runner("a"), "b": runner("b")}, 10, rounds=3)
-    assert "".join(calls) == "ab" + "ab" * 3
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
     # The warm-up, samples 1 and 2, is not among them.
-    assert [one.wall_s for one in contest.samples["a"]] == [3, 5, 7]
-    assert [one.wall_s for one in contest.samples["b"]] == [4, 6, 8]
+    assert [one.wall_s for one in contest.samples["a"]] == [3, 6, 7]
+    assert [one.wall_s for one in contest.samples["b"]] == [4, 5, 8]
 
 
 def test_ratios_are_paired_so_that_a_slow_round_hits_both() -> None:

@@ -21,6 +21,8 @@ _PROGRAM = "iperf3"
 _PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.01
 _BLOCK_BYTES_MAX = 1 << 20  # what iperf3 accepts as its --length
+# Of less it may end before it has counted anything; what comes out is scaled.
+_BYTES_MIN = 16 << 20
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENS = "0A"
 
@@ -44,7 +46,7 @@ class Iperf:
             length = min(work.block_bytes, _BLOCK_BYTES_MAX)
             client = _start(
                 "--client", "127.0.0.1", "--port", str(port), "--json",
-                "--bytes", str(work.num_bytes), "--length", str(length),
+                "--bytes", str(max(work.num_bytes, _BYTES_MIN)), "--length", str(length),
                 *([] if work.is_write else ["--reverse"]),
             )  # fmt: skip
             report, cpu_s = _finish(client)
