@@ -1,6 +1,7 @@
 """kvx moves and tiers the KV cache of language models.
 
-Start with `TieredCache.open`; `docs/ARCHITECTURE.md` says how the parts fit together.
+Start with `TieredCache.open` for a cache, with `Agent` for reads and writes between processes;
+`docs/ARCHITECTURE.md` says how the parts fit together.
 """
 
 from kvx.buffers import MemoryKind
@@ -31,13 +32,37 @@ from kvx.errors import (
 )
 from kvx.layout import BlockSelection, BlockView, KVLayout
 from kvx.namespace import Namespace
+from kvx.transfer.agents.agent import Agent, Quarantined
+from kvx.transfer.agents.config import AgentConfig, TlsFiles
+from kvx.transfer.agents.lease import BlockLease
+from kvx.transfer.agents.lease_token import RemoteLease, Rights
+from kvx.transfer.agents.loop import Notification
+from kvx.transfer.agents.metadata import PeerInfo
+from kvx.transfer.agents.outcome import LinkOutcome, LinkResult
+from kvx.transfer.agents.parts import AgentCloseReport
+from kvx.transfer.agents.peer import Peer, RemoteBlocks
+from kvx.transfer.agents.peer_state import (
+    PeerChanged,
+    PeerDown,
+    PeerRestarted,
+    PeerState,
+    PeerUp,
+)
+from kvx.transfer.agents.prepared import PreparedTransfer
+from kvx.transfer.agents.registration import Descriptors, Registration
+from kvx.transfer.agents.transfers import LinkTransfer
 from kvx.transfer.handle import Transfer, TransferState, wait_all
 from kvx.transfer.memory import MemoryRegion
+from kvx.transfer.route import Explanation, Route, RouteState
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agent",
+    "AgentCloseReport",
+    "AgentConfig",
     "AllBlocksCleared",
+    "BlockLease",
     "BlockRemoved",
     "BlockSelection",
     "BlockStored",
@@ -48,21 +73,43 @@ __all__ = [
     "CloseReport",
     "ConfigError",
     "CorruptBlock",
+    "Descriptors",
     "EventLog",
+    "Explanation",
     "IncompatibleError",
     "KVLayout",
     "KvxError",
     "Lease",
+    "LinkOutcome",
+    "LinkResult",
+    "LinkTransfer",
     "Match",
     "MemoryKind",
     "MemoryRegion",
     "MissReason",
     "Namespace",
+    "Notification",
+    "Peer",
+    "PeerChanged",
+    "PeerDown",
+    "PeerInfo",
     "PeerLost",
+    "PeerRestarted",
+    "PeerState",
+    "PeerUp",
+    "PreparedTransfer",
+    "Quarantined",
+    "Registration",
+    "RemoteBlocks",
+    "RemoteLease",
+    "Rights",
+    "Route",
+    "RouteState",
     "StaleReference",
     "StorageError",
     "TierKind",
     "TieredCache",
+    "TlsFiles",
     "Transfer",
     "TransferCancelled",
     "TransferError",

@@ -13,7 +13,7 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
 
-`cache_directory` reads XDG_CACHE_HOME.
+`cache_directory` reads XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR.
 """
 
 import dataclasses
@@ -228,6 +228,15 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """
     base = Path(environment.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "kvx"
+
+
+def runtime_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where sockets of this user lie; made, for this user alone, by who needs it.
+
+    Source: XDG Base Directory Specification.
+    """
+    base = Path(environment.get("XDG_RUNTIME_DIR", ""))
+    return base / "kvx" if base.is_absolute() else Path(f"/tmp/kvx-{os.getuid()}")  # noqa: S108 - checked by its user
 
 
 def _read(source: object) -> object:

@@ -1,0 +1,1 @@
+"""The backends of kvx itself: thin ways over the native core."""
