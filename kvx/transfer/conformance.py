@@ -77,7 +77,8 @@ class Rig:
 
     def local(self, ids: object = None) -> Descriptors:
         """Return blocks of the initiator."""
-        return self.registration.blocks(np.arange(NUM_BLOCKS) if ids is None else ids, BLOCK_BYTES)
+        num_blocks, block_bytes = self.blocks.shape
+        return self.registration.blocks(range(num_blocks) if ids is None else ids, block_bytes)
 
     def lease(self, **terms: object) -> bytes:
         """Return the token of a lease on all blocks."""

@@ -157,9 +157,9 @@ class Loop:
             chores, self.chores = self.chores, []
         for event in events:
             self._instruments.note_event(event)
-            self._events.put(event)
             for callback in list(self.callbacks):
                 _logged(callback, event)
+            self._events.put(event)
         for backend, peer, payload in words:
             taker = self.word_takers.get(backend)
             if taker is not None:

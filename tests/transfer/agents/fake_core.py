@@ -120,7 +120,9 @@ class FakeNetwork:
     def die(self, agent: AgentParts) -> None:
         """End a process without a word: its connections are closed by its kernel."""
         self.agents.remove(agent)
-        self.listeners = {k: v for k, v in self.listeners.items() if v is not agent.core}
+        self.listeners = {
+            address: core for address, core in self.listeners.items() if id(core) != id(agent.core)
+        }
         for connection in list(agent.core.connections.values()):
             agent.core.end(connection, "gone")
 

@@ -112,6 +112,7 @@ def test_a_reflected_proof_is_refused() -> None:
     challenge = module._encode(module.Challenge(B, b"n" * 32, has_key=True))
     assert stranger.claimed is None
     proof = module._decode(one.receive(challenge).reply or b"")
+    assert isinstance(proof, module.Proof)
     step = one.receive(module._encode(module.Welcome(proof.mac)))
     assert step.peer is None
     assert step.refusal is not None
@@ -124,9 +125,9 @@ def test_an_agent_is_not_its_own_peer() -> None:
     step = itself.receive(one.begin())
     assert step.refusal == Refusal(Why.SELF, "an agent cannot be its own peer")
     hello = one._hello
-    mirrored = Handshake(
-        B, KEY, is_dialler=False, is_local=False, nonce=module._decode(hello).nonce
-    )
+    said = module._decode(hello)
+    assert isinstance(said, module.Hello)
+    mirrored = Handshake(B, KEY, is_dialler=False, is_local=False, nonce=said.nonce)
     refused = mirrored.receive(hello).refusal
     assert refused is not None
     assert refused.why is Why.SELF
