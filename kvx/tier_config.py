@@ -198,7 +198,7 @@ class PeerTierConfig:
     deadline_s: float = setting(0.5, minimum=0.001)
     max_in_flight_bytes: int = setting(256 << 20, minimum=64 << 10)
     serve: bool = True
-    known_blocks_max: int = setting(1 << 20, minimum=1024, maximum=1 << 27)
+    known_blocks_max: int = setting(1 << 20, minimum=1024, maximum=100_000_000)
     publish_s: float = setting(0.05, minimum=0.001, maximum=60)
     name: str = ""
     listen: tuple[str, ...] = _list_of_texts()
@@ -210,7 +210,9 @@ class PeerTierConfig:
         """Check every value."""
         validate(self)
         if self.key and self.key_file is not None:
-            raise ConfigError("key_file: the key is given already; one of them is enough")
+            raise ConfigError(
+                "key_file: the key is given already; one of them is enough", key="key_file"
+            )
 
     @property
     def has_agent(self) -> bool:
