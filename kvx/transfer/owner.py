@@ -20,7 +20,7 @@ from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.memory import MemoryRegion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
     from types import TracebackType
 
@@ -136,8 +136,15 @@ class Owner:
 class OwnerProcess:
     """An `Owner` in a process of its own."""
 
-    def __init__(self, name: str = "owner", **options: object) -> None:
+    def __init__(
+        self, name: str = "owner", *, make: Callable[..., Owner] = Owner, **options: object
+    ) -> None:
         """Start the process and wait until its agent is open.
+
+        Args:
+            name: Of the agent.
+            make: What makes the owner there; must be importable by name.
+            options: For it.
 
         Raises:
             KvxError: The agent could not be opened there; the same error as here.
@@ -146,7 +153,7 @@ class OwnerProcess:
         ours, theirs = context.Pipe()
         self._pipe: Connection = ours
         self._process = context.Process(
-            target=_serve, args=(theirs, name, options), name=f"kvx-owner-{name}", daemon=True
+            target=_serve, args=(theirs, make, name, options), name=f"kvx-owner-{name}", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -218,10 +225,12 @@ def pattern(seed: int, num_blocks: int, block_bytes: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
 
 
-def _serve(pipe: Connection, name: str, options: dict[str, Any]) -> None:
+def _serve(
+    pipe: Connection, make: Callable[..., Owner], name: str, options: dict[str, Any]
+) -> None:
     """Run an owner and answer calls until the pipe is closed or says so."""
     try:
-        owner = Owner(name, **options)
+        owner = make(name, **options)
     except KvxError as error:
         pipe.send((True, error))
         return

@@ -14,6 +14,7 @@ from kvx.transfer.agents.lease_token import TTL_S_MAX, RemoteLease
 from kvx_ext import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     import numpy.typing as npt
@@ -30,6 +31,9 @@ class BlockLease:
 
     Hand `token` to whoever is to use them. Revoking takes effect at once for whoever begins, and
     waits for those that are at work.
+
+    Attributes:
+        when_over: Called with a time limit when it was revoked; for who made it.
     """
 
     def __init__(self, parts: AgentParts, granted: RemoteLease) -> None:
@@ -38,6 +42,7 @@ class BlockLease:
         self._granted = granted
         self._ends = time.monotonic() + granted.ttl_s
         self._is_over = False
+        self.when_over: Callable[[float], None] = lambda _: None
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -82,6 +87,7 @@ class BlockLease:
                 "new can begin: call revoke again before the memory is reused"
             )
         self._is_over = True
+        self.when_over(timeout_s)
 
     def __enter__(self) -> Self:
         """Return the lease."""
