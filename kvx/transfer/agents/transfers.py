@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvx.errors import UsageError
 from kvx.transfer.agents.outcome import Circumstances, LinkOutcome, LinkResult, error_of
+from kvx.transfer.backend import Reasoned
 from kvx.transfer.handle import Transfer, TransferState
 
 if TYPE_CHECKING:
@@ -142,8 +143,9 @@ class LinkDrive:
             self.backend,
         )  # fmt: skip
         about = Circumstances(
-            self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s
-        )
+            self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s,
+            job.reason() if isinstance(job, Reasoned) else "",
+        )  # fmt: skip
         error = error_of(job.state(), result, about, is_lost=job.is_lost())
         self._is_settled = True
         if transfer.complete(result, error):
