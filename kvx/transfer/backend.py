@@ -12,7 +12,7 @@ honoured, no block counted that was not verified.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kvx.buffers import MemoryKind
 

@@ -138,15 +138,17 @@ class LinkDrive:
         if self._is_settled or not self.job.is_terminal():
             return
         job = self.job
+        state = job.state()
         result = LinkResult(
             job.blocks_done, job.bytes_done, job.codes(), job.checksums(), job.latency_ns / 1e9,
             self.backend,
         )  # fmt: skip
         about = Circumstances(
             self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s,
-            job.reason() if isinstance(job, Reasoned) else "",
+            # A check of protocols takes longer than a small transfer: only where there is a reason.
+            job.reason() if state != "done" and isinstance(job, Reasoned) else "",
         )  # fmt: skip
-        error = error_of(job.state(), result, about, is_lost=job.is_lost())
+        error = error_of(state, result, about, is_lost=job.is_lost())
         self._is_settled = True
         if transfer.complete(result, error):
             self._desk.instruments.note_transfer(self._verb, result, error)
