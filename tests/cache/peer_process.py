@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from tests.cache.conftest import make_blocks, make_hashes, open_space
 BLOCK_BYTES = 16 << 10
 KEY = "a key for the tests of peers"
 REPLY_S = 30.0
+# Agents that notice within a second that somebody is gone.
+QUICK = {"ping_s": 0.05, "suspect_after_s": 1.0, "lost_after_s": 3.0, "redial_s": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +34,32 @@ class Plan:
         peers: Whom it seeks.
         dram_blocks: Blocks that DRAM holds.
         nvme: Directory of an NVMe tier; None for none.
+        listen: Addresses besides the socket file.
         settings: Further settings of the peer tier.
         config: Further settings of the cache.
+        is_own_agent: Whether the cache makes its agent itself.
     """
 
     name: str
     peers: tuple[str, ...] = ()
     dram_blocks: int = 128
     nvme: Path | None = None
-    settings: tuple[tuple[str, object], ...] = ()
-    config: tuple[tuple[str, object], ...] = ()
+    listen: tuple[str, ...] = ()
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    config: dict[str, object] = dataclasses.field(default_factory=dict)
+    is_own_agent: bool = False
 
-    def open(self, agent: kvx.Agent | None = None) -> kvx.TieredCache:
-        """Open the cache."""
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[kvx.TieredCache]:
+        """Open the cache, and its agent; both are closed in the end."""
+        with contextlib.ExitStack() as stack:
+            agent = None
+            if not self.is_own_agent:
+                made = kvx.Agent(self.name, listen=self.listen or None, key=KEY, config=QUICK)
+                agent = stack.enter_context(made)
+            yield stack.enter_context(self._open(agent))
+
+    def _open(self, agent: kvx.Agent | None) -> kvx.TieredCache:
         tiers: list[dict[str, object]] = [
             {"kind": "dram", "capacity": self.dram_blocks * BLOCK_BYTES, "prefault": "never"}
         ]
@@ -53,16 +70,13 @@ class Plan:
                     "durability": "none", "rewarm": False,
                 }
             )  # fmt: skip
-        own = {} if agent is not None else {"name": self.name, "key": KEY}
-        tiers.append(
-            {
-                "kind": "peer", "peers": list(self.peers), "publish_s": 0.01, **own,
-                **dict(self.settings),
-            }
-        )  # fmt: skip
+        tier = {"kind": "peer", "peers": list(self.peers), "publish_s": 0.01}
+        if agent is None:
+            tier |= {"name": self.name, "key": KEY, "listen": list(self.listen)}
+        tiers.append({**tier, **self.settings})
         return kvx.TieredCache.open(
-            {"tiers": tiers, "copy_threads": 1, **dict(self.config)}, agent=agent
-        )
+            {"tiers": tiers, "copy_threads": 1, **self.config}, agent=agent
+        )  # fmt: skip
 
 
 class PeerProcess:
@@ -75,7 +89,7 @@ class PeerProcess:
         self.process = context.Process(target=_serve, args=(plan, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.addresses: list[str] = self._reply()
+        self.addresses = list(map(str, cast("list[str]", self._reply())))
 
     @property
     def unix(self) -> str:
@@ -128,7 +142,7 @@ class PeerProcess:
 
 
 def _serve(plan: Plan, line: Connection) -> None:
-    with plan.open() as cache:
+    with plan.opened() as cache:
         peers = cache._shared.peers
         assert peers is not None
         line.send(list(peers.agent.addresses))
