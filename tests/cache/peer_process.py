@@ -7,7 +7,9 @@ import ctypes
 import dataclasses
 import multiprocessing
 import os
+import random
 import signal
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -179,7 +181,11 @@ class _Actor:
         transfer = self._space.onboard(
             make_hashes(count, first=first), target, deadline_s=deadline_s
         )
-        result = transfer.wait(REPLY_S)
+        with contextlib.suppress(kvx.TransferTimeout):
+            transfer.wait(REPLY_S)
+        assert transfer.wait_quiesced(REPLY_S)
+        result = transfer.result
+        assert result is not None
         right = (target == make_blocks(count, first=first)).all(axis=1)
         wrong = int(((result.reasons == 0) & ~right).sum())
         return result.reasons.tolist(), wrong
@@ -210,6 +216,28 @@ class _Actor:
             at = ctypes.c_uint8.from_address(int(lease.addresses[0]) + 77)
             at.value ^= 4
 
+    def storm(self, seed: int, duration_s: float, num_blocks: int) -> tuple[int, int]:
+        """Store, onboard, drop and clear at random; returns (operations, blocks with wrong bytes).
+
+        What is told meanwhile waits until it is over.
+        """
+        dice, end = random.Random(seed), time.monotonic() + duration_s
+        count, wrong = 0, 0
+        while time.monotonic() < end:
+            size = dice.randint(1, 12)
+            first = dice.randrange(num_blocks - size)
+            what = dice.random()
+            if what < 0.6:
+                self.store(first, size, dice.choice([0, 0, 1]))
+            elif what < 0.9:
+                wrong += self.onboard(first, size, dice.choice([0.05, 5.0]))[1]
+            elif what < 0.99:
+                self.drop(first, size)
+            else:
+                self.clear()
+            count += 1
+        return count, wrong
+
     def held(self, first: int, count: int) -> int:
         """Return the length of the prefix that is here."""
         return self._space.match(make_hashes(count, first=first)).num_blocks
@@ -225,6 +253,11 @@ class _Actor:
         peers = self._cache._shared.peers
         assert peers is not None
         return peers.lent_bytes
+
+    def num_held(self) -> int:
+        """Return how many blocks DRAM and NVMe hold between them."""
+        held = self._cache.snapshot()
+        return sum(len(held.get(tier, ())) for tier in ("dram", "nvme"))
 
     def pinned(self) -> int:
         """Return how many blocks in DRAM are pinned."""
