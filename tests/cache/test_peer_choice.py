@@ -20,7 +20,7 @@ def peer(
 
 
 def chosen(*candidates: Candidate, count: int = 8) -> list[int]:
-    return choose(candidates, count, BYTES).tolist()
+    return [int(one) for one in choose(candidates, count, BYTES)]
 
 
 @pytest.mark.parametrize(

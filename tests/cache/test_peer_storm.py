@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.cache.conftest import open_space
+from tests.cache.peer_pair import eventually, metric, tier_of
 from tests.cache.peer_process import BLOCK_BYTES, PeerProcess, Plan, _Actor
-from tests.cache.test_peer_tier import _runtime_directory, eventually, metric, tier_of
 
-__all__ = ["_runtime_directory"]
+pytestmark = pytest.mark.usefixtures("runtime_directory")
 
 NUM_BLOCKS = 96
 SETTINGS = {"deadline_s": 0.3, "max_in_flight_bytes": 8 * BLOCK_BYTES, "publish_s": 0.002}
