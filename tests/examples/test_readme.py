@@ -1,4 +1,4 @@
-"""The examples of README.md and of the GPU guide run as they stand and print what they say."""
+"""The examples of README.md and of the guides run as they stand and print what they say."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROMISED = {
     "README.md": ["8 NEVER_STORED", "8 True"],
     "docs/guides/gpu.md": ["24 24", "24 True"],
+    "docs/guides/agents.md": ["3 True", "local: chosen", "b'ok'", "the lease has ended"],
 }
 
 

@@ -19,7 +19,7 @@ using namespace pulls;
 using kvx::PullOutcome;
 using kvx::PullTask;
 
-constexpr int64_t kRegionBytes = 6 << 20;
+constexpr int64_t kRegionBytes = 4 << 20;
 
 // A block of `total` bytes in rows of a random divisor of it.
 Descriptor random_block(std::mt19937_64& random, int64_t total) {
@@ -48,7 +48,7 @@ void make_foreign(PullTask* task, const std::vector<uint8_t>& source, pid_t pid)
 void test_against_model(std::mt19937_64& random) {
   Bed bed(random_bytes(random, kRegionBytes), random_bytes(random, kRegionBytes));
   const LeaseRef ref = bed.grant_all();
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 200; ++round) {
     const bool is_large = round % 50 == 0;
     const auto total = static_cast<int64_t>(1 + random() % (is_large ? 3 << 20 : 20'000));
     const Descriptor local = random_block(random, total);

@@ -2,10 +2,12 @@
 // Usage: test_puller [seed]
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <latch>
 #include <mutex>
 #include <thread>
 
@@ -60,27 +62,36 @@ std::vector<Descriptor> rows(int64_t first, int64_t count, int64_t bytes) {
 }
 
 void test_grains(std::mt19937_64& random) {
-  Bed bed(random_bytes(random, 1 << 16), random_bytes(random, 1 << 16));
+  Bed bed(random_bytes(random, 1 << 16), std::vector<uint8_t>(1 << 20));
   auto record_of = [&](int64_t blocks, int64_t bytes) {
     return bed.task(bed.plan(rows(0, blocks, bytes), rows(0, blocks, bytes)), {})->record;
   };
   CHECK(record_of(1000, 1)->grain_blocks == 1024);
   CHECK(record_of(1, 1 << 16)->grain_blocks == 16);
-  const auto record = record_of(5000, 4);
-  CHECK(std::all_of(record->key_of(3), record->key_of(3) + 16, [](uint8_t b) { return b == 0; }));
-  std::vector<std::atomic<int>> taken(5000);
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 3; ++i) {
-    threads.emplace_back([&] {
+  const auto small = record_of(2, 4);
+  CHECK(std::all_of(small->key_of(1), small->key_of(1) + 16, [](uint8_t b) { return b == 0; }));
+  // Every block once, whoever takes it: grains of one, and all threads at once.
+  constexpr size_t kBlocks = 100'000;
+  constexpr int kRounds = 20;
+  const std::vector<Descriptor> same(kBlocks, Descriptor{0, 0, 1, 1 << 20});
+  const auto record = bed.task(bed.plan(same, same), {})->record;
+  CHECK(record->grain_blocks == 1);
+  std::vector<std::atomic<int>> taken(kBlocks);
+  std::barrier round(2, [&]() noexcept { record->cursor = 0; });
+  auto take_all = [&] {
+    for (int i = 0; i < kRounds; ++i) {
+      round.arrive_and_wait();
       int64_t first = 0;
       int64_t count = 0;
       while (record->take(&first, &count)) {
         for (int64_t at = first; at < first + count; ++at) ++taken[static_cast<size_t>(at)];
       }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const std::atomic<int>& times : taken) CHECK(times == 1);
+    }
+  };
+  std::thread other(take_all);
+  take_all();
+  other.join();
+  for (const std::atomic<int>& times : taken) CHECK(times == kRounds);
 }
 
 void test_help_needs_no_thread(std::mt19937_64& random) {
@@ -147,6 +158,26 @@ void test_wake(std::mt19937_64& random) {
   owner.wait_quiesced(*task->record);
   CHECK(owner.grains == 4 && bed.target == bed.source);
   puller.wake();
+}
+
+// One submit calls one thread, and that one the next: two grains are under way at the same time.
+void test_threads_share_a_job(std::mt19937_64& random) {
+  Bed bed(random_bytes(random, 2 << 20), std::vector<uint8_t>(2 << 20));
+  Owner owner;
+  Puller puller;
+  puller.start(2, owner.on_grain());
+  const auto blocks = rows(0, 4, 1 << 19);
+  const auto task = bed.task(bed.plan(blocks, blocks), bed.grant_all());
+  CHECK(task->record->grain_blocks == 2);
+  std::latch both(2);
+  task->may_write = [&] {
+    static thread_local bool has_arrived = false;
+    if (!has_arrived) both.arrive_and_wait();
+    return has_arrived = true;
+  };
+  puller.submit(task, true);
+  owner.wait_quiesced(*task->record);
+  CHECK(puller.threads_begun() == 2 && bed.target == bed.source);
 }
 
 void test_failures_are_told(std::mt19937_64& random) {
@@ -266,6 +297,7 @@ int main(int argc, char** argv) {
   test_help_needs_no_thread(random);
   test_nothing_is_kept(random);
   test_wake(random);
+  test_threads_share_a_job(random);
   test_failures_are_told(random);
   Storm(random).run(seed);
   std::puts("puller: ok");

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DIAL_S_MAX = 5.0
+# Whoever has not answered after so long may be out of reach from here, though not from there.
+_PROMISING_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -70,25 +72,30 @@ class Attempt:
     address: str
     lane: int
     is_local: bool
+    began: float
 
 
-def routes(card: AgentCard, here: HostIdentity, *, is_unix_wanted: bool) -> list[Address | Door]:
-    """Return where a card's agent can be reached from here, best first."""
+def routes(card: AgentCard, here: HostIdentity, *, is_unix_first: bool) -> list[Address | Door]:
+    """Return where a card's agent can be reached from here, best first.
+
+    Args:
+        card: Whom to reach.
+        here: Where this agent runs.
+        is_unix_first: Whether ways within this host go before TCP, or behind it.
+    """
     is_same_host = card.host.is_same_host(here)
-    door = find_door(card.identity.incarnation) if card.host.is_same_process(here) else None
-    found: list[Address | Door] = [door] if door is not None and is_unix_wanted else []
     addresses = [parse_address(text) for text in card.addresses if is_address(text)]
-    unix = [one for one in addresses if isinstance(one, UnixAddress)]
-    is_same_user = is_same_host and card.host.uid == here.uid
-    if is_unix_wanted and is_same_user:
-        found += [one for one in unix if Path(one.path).is_socket()]
+    door = find_door(card.identity.incarnation) if card.host.is_same_process(here) else None
+    near: list[Address | Door] = [] if door is None else [door]
+    if is_same_host and card.host.uid == here.uid:
+        near += [one for one in addresses if isinstance(one, UnixAddress) and _is_socket(one)]
     is_same_net = is_same_host and card.host.net_namespace == here.net_namespace
-    found += [
+    far: list[Address | Door] = [
         one
         for one in addresses
         if isinstance(one, TcpAddress) and (is_same_net or not is_loopback(one.host))
     ]
-    return found
+    return near + far if is_unix_first else far + near
 
 
 class Dialler:
@@ -126,7 +133,7 @@ class Dialler:
         self._clock = clock
         self._rng = rng
         self._backoff = Backoff(config.redial_s, config.redial_max_s)
-        self._is_unix_wanted = not config.backends or bool({"local", "shm"} & {*config.backends})
+        self._is_unix_first = not config.backends or bool({"local", "shm"} & {*config.backends})
         self._wishes: dict[str, Wish] = {}
         self._attempts: dict[int, Attempt] = {}
 
@@ -156,8 +163,12 @@ class Dialler:
                 wish.due, wish.place = self._clock(), 0
 
     def is_dialling(self, name: str) -> bool:
-        """Return whether an attempt at this name is under way."""
-        return any(wish.name == name and wish.connection for wish in self._wishes.values())
+        """Return whether an attempt at this name is under way, and still likely to succeed."""
+        since = self._clock() - _PROMISING_S
+        return any(
+            attempt.wish.name == name and attempt.lane == 0 and attempt.began >= since
+            for attempt in self._attempts.values()
+        )
 
     def next_due(self) -> float:
         """Return when `dial` has something to do, if nothing else happens."""
@@ -229,7 +240,7 @@ class Dialler:
             if lane == 0:
                 self._plan_next(wish, f"{_shown(where)}: {error}")
             return
-        self._attempts[connection] = Attempt(wish, _shown(where), lane, is_local)
+        self._attempts[connection] = Attempt(wish, _shown(where), lane, is_local, self._clock())
         if lane == 0:
             wish.connection = connection
 
@@ -250,7 +261,7 @@ class Dialler:
         card = self._card_of(wish.target)
         if card is None:
             return []
-        return routes(card, self._here, is_unix_wanted=self._is_unix_wanted)
+        return routes(card, self._here, is_unix_first=self._is_unix_first)
 
     def _plan_next(self, wish: Wish, error: str) -> None:
         """Go on to the next address, or wait for the next round."""
@@ -263,6 +274,10 @@ class Dialler:
         wish.failures += 1
         wish.due = self._clock() + self._backoff.delay_s(wish.failures, self._rng)
         _log.debug("%s is not reached: %s", wish.target, error)
+
+
+def _is_socket(address: UnixAddress) -> bool:
+    return Path(address.path).is_socket()
 
 
 def _shown(where: Address | Door) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from kvx.errors import KvxError, StaleReference
+from kvx.errors import KvxError, PeerLost
 from kvx.transfer.agents.handshake import Refusal, Why
 from kvx.transfer.agents.messages import OwnCard, encode
 from kvx.transfer.agents.peer_state import (
@@ -208,7 +208,7 @@ class Membership:
         for connection, lane in list(record.lanes.items()):
             try:
                 health = Health.of(self._core.info(connection))
-            except StaleReference:
+            except PeerLost:
                 continue  # its CLOSED event is on its way
             is_late = not lane.is_introduced and (
                 self._clock() - lane.began > 2 * self._config.greeting_s

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvx.errors import KvxError, StaleReference, UsageError
+from kvx.errors import PeerLost, StaleReference, UsageError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.lease_token import RemoteLease
 from kvx.transfer.agents.peer_state import PeerState
@@ -183,7 +183,7 @@ class Peer:
         for connection in lanes:
             try:
                 found.append(self._parts.core.info(connection))
-            except KvxError:
+            except PeerLost:  # it went meanwhile
                 continue
         return found
 

@@ -1,4 +1,9 @@
-// Certificates and keys for agents' connections. TLS 1.3 only.
+// Certificates and keys for agents' connections. TLS 1.3 only; nothing is resumed.
+//
+// Both sides present a certificate that `authority` has signed; the one that dials also holds it
+// against the name or address that it dialled (subjectAltName). A certificate with an
+// extendedKeyUsage needs serverAuth and clientAuth, for an agent is both. Revocation lists are not
+// consulted: use short-lived certificates. Files are read once, here.
 #pragma once
 
 #include <memory>

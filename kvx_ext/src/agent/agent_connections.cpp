@@ -14,29 +14,37 @@
 
 #include "agent/agent_core.h"
 #include "agent/tls.h"
+#include "kvx/memory.h"
 
 namespace kvx {
 
 namespace {
 
 constexpr size_t kPeerRegionsMax = 65'536;
-constexpr int64_t kHugePageBytes = 2 << 20;
+constexpr uintptr_t kHugePageBytes = 2 << 20;
 constexpr double kTickMaxS = 0.1;
 constexpr double kTickMinS = 0.01;
+// A peer that has the bytes says so at once; one that does not for so long is cut off when somebody
+// waits for it.
+constexpr double kConfirmS = 0.1;
 
 // On a huge-page boundary, so that huge pages of the owner are mapped as such.
 Status map_region(const wire::RegionNews& news, int fd, std::shared_ptr<void>* mapping,
                   uint8_t** mapped) {
   const auto bytes = static_cast<size_t>(news.bytes);
-  const auto slack = static_cast<size_t>(kHugePageBytes);
+  const auto slack = static_cast<size_t>(kHugePageBytes + kAlignment);
   void* reserved =
       mmap(nullptr, bytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (reserved == MAP_FAILED) {
     return {Code::kCapacity, std::string("mmap: ") + std::strerror(errno), errno};
   }
   const auto start = reinterpret_cast<uintptr_t>(reserved);
-  auto* aligned = reinterpret_cast<uint8_t*>((start + slack - 1) / slack * slack);
-  void* made = mmap(aligned, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, news.fd_offset);
+  auto* aligned =
+      reinterpret_cast<uint8_t*>((start + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+  // A region may begin anywhere in its file; a mapping begins on a page.
+  const int64_t lead = news.fd_offset % kAlignment;
+  void* made = mmap(aligned, bytes + static_cast<size_t>(lead), PROT_READ, MAP_SHARED | MAP_FIXED,
+                    fd, news.fd_offset - lead);
   if (made == MAP_FAILED) {
     const int error = errno;
     munmap(reserved, bytes + slack);
@@ -45,7 +53,7 @@ Status map_region(const wire::RegionNews& news, int fd, std::shared_ptr<void>* m
   }
   (void)madvise(aligned, bytes, MADV_HUGEPAGE);
   *mapping = std::shared_ptr<void>(reserved, [all = bytes + slack](void* at) { munmap(at, all); });
-  *mapped = aligned;
+  *mapped = aligned + lead;
   return Status::Ok();
 }
 
@@ -81,7 +89,10 @@ class AgentCore::Listener : public Watched {
         core->counters().refused_requests.fetch_add(1, std::memory_order_relaxed);
         continue;
       }
-      if (!is_unix_) tune_tcp(accepted.get());
+      if (!is_unix_) {
+        tune_tcp(accepted.get());
+        tune_connected_tcp(accepted.get());
+      }
       std::unique_ptr<Stream> stream;
       Status status = Status::Ok();
       if (tls_ != nullptr) {
@@ -324,7 +335,10 @@ Status AgentCore::remove_region(uint32_t id, double timeout_s) {
   for (const auto& connection : all_connections()) connection->announce_gone(id);
   if (status.ok()) return status;
   sweep();
-  return regions_.remove(id, timeout_s);
+  status = regions_.remove(id, std::min(timeout_s, kConfirmS));
+  if (status.ok() || timeout_s <= kConfirmS) return status;
+  for (const auto& connection : all_connections()) connection->drop_unconfirmed();
+  return regions_.remove(id, timeout_s - kConfirmS);
 }
 
 void AgentCore::sweep() {
@@ -336,7 +350,10 @@ Status AgentCore::revoke(uint64_t lease, double timeout_s) {
   Status status = leases_->revoke(lease, 0.0);
   if (status.code() != Code::kTimeout) return status;
   sweep();
-  return leases_->revoke(lease, timeout_s);
+  status = leases_->revoke(lease, std::min(timeout_s, kConfirmS));
+  if (status.code() != Code::kTimeout || timeout_s <= kConfirmS) return status;
+  for (const auto& connection : all_connections()) connection->drop_unconfirmed();
+  return leases_->revoke(lease, timeout_s - kConfirmS);
 }
 
 }  // namespace kvx

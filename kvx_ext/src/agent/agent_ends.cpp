@@ -199,7 +199,8 @@ bool AgentCore::wait(RemoteRecord& record, double timeout_s) {
       if (is_ours) record.waker = waker.get();
     }
     if (is_ours) {
-      (void)connection->receive_until(is_over, waker.get(), until);
+      (void)connection->receive_until(is_over, waker.get(), until,
+                                      record.plan->total_bytes < kConfirmedBytes);
       std::lock_guard lock(record.mutex);
       record.waker = -1;
       uint64_t count;

@@ -1,6 +1,7 @@
 #include "agent/connection.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -23,6 +24,10 @@ constexpr int64_t kSendBudget = 4 << 20;
 constexpr int64_t kInlineSendBudget = 64 << 10;
 // Frames that a peer does not take: it is not reading, or asks without end.
 constexpr int64_t kQueuedBytesMax = int64_t{192} << 20;
+
+// How long a thread that waits for a small transfer looks before it sleeps; it yields meanwhile.
+constexpr std::chrono::microseconds kAwake{50};
+constexpr timespec kNone{};
 
 double seconds_since(TimePoint begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -88,7 +93,8 @@ ConnectionInfo Connection::info() {
 
 int64_t Connection::served() {
   Locked locked(*this);
-  return static_cast<int64_t>(serving_.size() + landings_.size() + pulls_.size());
+  return static_cast<int64_t>(serving_.size() + unconfirmed_.size() + landings_.size() +
+                              pulls_.size());
 }
 
 void Connection::queue_frame(wire::Type type, uint64_t id, std::span<const uint8_t> body, int fd) {
@@ -231,7 +237,14 @@ void Connection::pump(bool is_readable, int64_t send_budget) {
     }
     bytes_out_ += sent;
   }
-  if (!is_closed()) update_interest();
+  if (is_closed()) return;
+  update_interest();
+  // The socket may never become readable for what TLS holds already.
+  if (is_readable && !is_paused_ && helper_ < 0 && stream_->has_buffered()) {
+    loop_.call_at(Clock::now(), [weak = weak_from_this()] {
+      if (const auto self = weak.lock(); self != nullptr) self->on_ready(EPOLLIN);
+    });
+  }
 }
 
 bool Connection::wants_to_send() const {
@@ -268,7 +281,11 @@ void Connection::on_ready(uint32_t events) {
     if ((events & EPOLLOUT) == 0) return;
     stage_ = Stage::kGreeting;
     connects_by_ = Clock::now();
-    if (is_unix_) (void)peer_process(stream_->fd(), &process_);
+    if (is_unix_) {
+      (void)peer_process(stream_->fd(), &process_);
+    } else {
+      tune_connected_tcp(stream_->fd());
+    }
     push_event(EventKind::kOpened, {});
   }
   // While a waiting thread receives, an error or hang-up is its to find.
@@ -279,7 +296,8 @@ void Connection::on_ready(uint32_t events) {
   }
 }
 
-bool Connection::receive_until(const std::function<bool()>& is_over, int waker, TimePoint until) {
+bool Connection::receive_until(const std::function<bool()>& is_over, int waker, TimePoint until,
+                               bool spins) {
   {
     Locked locked(*this);
     if (helper_ >= 0 || !is_open()) return false;
@@ -287,9 +305,12 @@ bool Connection::receive_until(const std::function<bool()>& is_over, int waker, 
   }
   std::array<pollfd, 2> fds{{{.fd = stream_->fd(), .events = POLLIN, .revents = 0},
                              {.fd = waker, .events = POLLIN, .revents = 0}}};
+  const TimePoint awake_until = Clock::now() + kAwake;
   while (!is_over() && is_open()) {
+    bool has_more;
     {
       Locked locked(*this);
+      has_more = stream_->has_buffered();
       fds[0].events = static_cast<short>(wants_to_send() ? POLLIN | POLLOUT : POLLIN);
       helper_waits_for_ = static_cast<uint32_t>(fds[0].events);
       update_interest();
@@ -299,12 +320,16 @@ bool Connection::receive_until(const std::function<bool()>& is_over, int waker, 
     const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(until - now).count();
     const timespec timeout{.tv_sec = static_cast<time_t>(left / 1'000'000'000),
                            .tv_nsec = static_cast<long>(left % 1'000'000'000)};
-    if (ppoll(fds.data(), fds.size(), &timeout, nullptr) < 0) continue;
+    const bool is_awake = spins && now < awake_until;
+    const timespec* patience = is_awake || has_more ? &kNone : &timeout;
+    const int ready = ppoll(fds.data(), fds.size(), patience, nullptr);
+    if (ready == 0 && is_awake) sched_yield();
+    if (ready <= 0 && !has_more) continue;
     if (fds[1].revents != 0) {
       uint64_t count;
       (void)!read(waker, &count, sizeof(count));
     }
-    if (fds[0].revents == 0) continue;
+    if (fds[0].revents == 0 && !has_more) continue;
     Locked locked(*this);
     pump(true);
   }

@@ -79,11 +79,14 @@ class Connection : public Watched,
   void abandon(uint64_t record_id);
   // Gives up what runs under leases and on regions that have ended.
   void sweep();
+  // The peer may still be taking bytes whose lease has ended, and does not say that it has: closes.
+  void drop_unconfirmed();
   // A pull that this agent made for the peer has ended.
   void finish_pull(uint64_t wire_id, RemoteRecord& record);
 
   // Receives on this thread until `is_over`; false when another thread does so already.
-  bool receive_until(const std::function<bool()>& is_over, int waker, TimePoint until);
+  // With `spins` it looks for a moment before it sleeps.
+  bool receive_until(const std::function<bool()>& is_over, int waker, TimePoint until, bool spins);
 
   void on_ready(uint32_t events) override;
 
@@ -165,8 +168,10 @@ class Connection : public Watched,
   int64_t bytes_out_ = 0;
   PeerProcess process_;
 
-  std::unordered_map<uint64_t, std::unique_ptr<ReadSink>> reads_;      // ours, by wire id
-  std::unordered_map<uint64_t, Writing> writes_;                       // ours
+  std::unordered_map<uint64_t, std::unique_ptr<ReadSink>> reads_;  // ours, by wire id
+  std::unordered_map<uint64_t, Writing> writes_;                   // ours
+  // Sent, but not confirmed: their memory may still be read.
+  std::unordered_map<uint64_t, std::shared_ptr<Serving>> unconfirmed_;
   std::unordered_map<uint64_t, std::shared_ptr<Serving>> serving_;     // the peer's reads
   std::unordered_map<uint64_t, std::unique_ptr<Landing>> landings_;    // the peer's writes
   std::unordered_map<uint64_t, std::shared_ptr<RemoteRecord>> pulls_;  // the peer's writes

@@ -70,6 +70,8 @@ void Connection::end_read(uint64_t wire_id) {
   if (found == reads_.end()) return;
   const std::unique_ptr<ReadSink> sink = std::move(found->second);
   reads_.erase(found);
+  const bool is_confirmed = sink->is_complete() && sink->total() >= kConfirmedBytes;
+  if (is_confirmed && is_open()) queue_frame(wire::Type::kCancel, wire_id, {});
   receiver_.forget(sink.get());
   finish_later(sink->record(), 1, sink->take_settled());
 }
@@ -87,7 +89,7 @@ void Connection::abandon(uint64_t record_id) {
   for (auto& [wire_id, writing] : writes_) {
     if (wire_id >> kPartBits != record_id || writing.is_cancelled) continue;
     writing.is_cancelled = true;
-    if (writing.source != nullptr) sender_.drop(writing.source.get());
+    if (writing.source != nullptr) sender_.drop(writing.source.get(), *stream_);
     gone.push_back(wire_id);
     if (is_open()) queue_frame(wire::Type::kCancel, wire_id, {});
   }
@@ -102,7 +104,7 @@ void Connection::release_flows() {
     end_read(reads_.begin()->first);
   }
   for (auto& [wire_id, writing] : writes_) {
-    if (writing.source != nullptr) sender_.drop(writing.source.get());
+    if (writing.source != nullptr) sender_.drop(writing.source.get(), *stream_);
     lost.push_back(writing.record);
     // Lost first: whoever gives back the last hold must not end it as done.
     later_.push_back([core = core_, record = writing.record] {
@@ -118,8 +120,9 @@ void Connection::release_flows() {
     later_.push_back([core = core_, record] { core->lose(*record); });
   }
   pulls_.clear();
-  for (auto& [wire_id, serving] : serving_) sender_.drop(serving.get());
+  for (auto& [wire_id, serving] : serving_) sender_.drop(serving.get(), *stream_);
   serving_.clear();
+  unconfirmed_.clear();
   for (auto& [wire_id, landing] : landings_) receiver_.forget(landing.get());
   landings_.clear();
 }

@@ -149,7 +149,7 @@ bool Connection::on_done(uint64_t id, std::span<const uint8_t> body) {
   if (write == writes_.end()) return true;  // it ended before, and was given up here
   const Writing part = std::move(write->second);
   writes_.erase(write);
-  if (part.source != nullptr) sender_.drop(part.source.get());
+  if (part.source != nullptr) sender_.drop(part.source.get(), *stream_);
   settle_part(part, done);
   return true;
 }

@@ -34,8 +34,11 @@ void Connection::refuse(uint64_t id, Code code, const std::string& message) {
 bool Connection::on_request(const wire::Header& header, std::span<const uint8_t> body) {
   wire::Request request;
   if (!wire::decode(body, &request)) return false;
-  if (serving_.contains(header.id) || landings_.contains(header.id)) return false;
-  if (serving_.size() + landings_.size() + pulls_.size() >= kServedMax) {
+  if (serving_.contains(header.id) || landings_.contains(header.id) ||
+      unconfirmed_.contains(header.id)) {
+    return false;
+  }
+  if (serving_.size() + unconfirmed_.size() + landings_.size() + pulls_.size() >= kServedMax) {
     refuse(header.id, Code::kCapacity, "too many requests at once; ask again");
   } else if (header.type == wire::Type::kRead) {
     serve_read(header.id, request);
@@ -54,6 +57,7 @@ void Connection::serve_read(uint64_t id, const wire::Request& request) {
     return;
   }
   auto serving = std::make_shared<Serving>(std::move(granted), id, request.wants_checksums);
+  if (!serving->is_kept()) loop_.stay_awake();
   serving_.emplace(id, serving);
   sender_.add(std::move(serving));
 }
@@ -81,6 +85,7 @@ void Connection::end_landing(uint64_t id) {
   std::vector<uint8_t> note = landing->take_note();
   const bool is_whole = done.code == Code::kOk && done.failures.empty();
   if (is_whole && !note.empty()) push_event(EventKind::kNote, std::move(note));
+  if (landing->total() < kConfirmedBytes) loop_.stay_awake();
   answer(id, done);
 }
 
@@ -93,9 +98,9 @@ void Connection::settle_finished_sources() {
     const std::shared_ptr<Serving> serving = std::move(found->second);
     serving_.erase(found);
     const Code code = serving->may_read();
-    serving->release();
     if (serving->is_at_end()) {
       core_->counters().bytes_served.fetch_add(serving->bytes(), std::memory_order_relaxed);
+      if (serving->is_kept()) unconfirmed_.emplace(source->id(), serving);
     } else if (code != Code::kOk) {
       answer(source->id(), {.code = code, .message = "the lease or the time of the read ended"});
     }
@@ -103,12 +108,12 @@ void Connection::settle_finished_sources() {
 }
 
 bool Connection::on_cancel(uint64_t id) {
+  if (unconfirmed_.erase(id) > 0) return true;
   if (const auto found = serving_.find(id); found != serving_.end()) {
     const std::shared_ptr<Serving> serving = std::move(found->second);
     serving_.erase(found);
     serving->cancel();
-    sender_.drop(serving.get());
-    serving->release();
+    sender_.drop(serving.get(), *stream_);
     return true;
   }
   if (const auto found = landings_.find(id); found != landings_.end()) {
@@ -129,7 +134,7 @@ bool Connection::on_pull(const wire::Header& header, std::span<const uint8_t> bo
   wire::PullOrigin origin;
   if (!is_unix_ || !wire::decode(body, &request, &origin)) return false;
   if (pulls_.contains(header.id)) return false;
-  if (serving_.size() + landings_.size() + pulls_.size() >= kServedMax) {
+  if (serving_.size() + unconfirmed_.size() + landings_.size() + pulls_.size() >= kServedMax) {
     refuse(header.id, Code::kCapacity, "too many requests at once; ask again");
     return true;
   }
@@ -201,6 +206,7 @@ void Connection::finish_pull(uint64_t wire_id, RemoteRecord& record) {
   if (!has_sum) done.checksums.clear();
   Locked locked(*this);
   pulls_.erase(wire_id);
+  if (record.plan->total_bytes <= kInlineBytes) loop_.stay_awake();
   if (!is_open()) return;
   core_->counters().bytes_served.fetch_add(record.plan->total_bytes, std::memory_order_relaxed);
   if (done.failures.empty() && !record.note.empty()) {
@@ -208,6 +214,14 @@ void Connection::finish_pull(uint64_t wire_id, RemoteRecord& record) {
   }
   answer(wire_id, done);
   flush();
+}
+
+void Connection::drop_unconfirmed() {
+  Locked locked(*this);
+  const bool is_late = std::any_of(unconfirmed_.begin(), unconfirmed_.end(), [](const auto& one) {
+    return one.second->may_read() != Code::kOk;
+  });
+  if (is_late) close_locked("it does not take bytes whose lease has ended");
 }
 
 // What runs under leases that have ended lets go of them, so that whoever revokes need not wait for
@@ -222,10 +236,13 @@ void Connection::sweep() {
     const std::shared_ptr<Serving> serving = std::move(serving_.at(id));
     serving_.erase(id);
     const Code code = serving->may_read();
-    sender_.drop(serving.get());
+    sender_.drop(serving.get(), *stream_);
     serving->release();
     answer(id, {.code = code, .message = "the lease or the time of the read ended"});
   }
+  std::erase_if(unconfirmed_, [](const auto& one) {
+    return one.second->may_read() == Code::kTimeout;  // nobody waits for it any more
+  });
   gone.clear();
   for (const auto& [id, landing] : landings_) {
     if (!landing->may_write()) gone.push_back(id);

@@ -18,6 +18,18 @@ int64_t sum_of(std::span<const Descriptor> blocks) {
   return total;
 }
 
+// Neighbours in memory are one row.
+void append_row(std::vector<iovec>* rows, const uint8_t* start, size_t bytes) {
+  if (!rows->empty()) {
+    iovec& last = rows->back();
+    if (static_cast<const uint8_t*>(last.iov_base) + last.iov_len == start) {
+      last.iov_len += bytes;
+      return;
+    }
+  }
+  rows->push_back({const_cast<uint8_t*>(start), bytes});
+}
+
 }  // namespace
 
 void poison_rows(uint8_t* base, const Descriptor& block) {
@@ -91,7 +103,8 @@ Source::Source(uint64_t id, bool is_to_initiator, const uint8_t* base,
       blocks_(blocks),
       keys_(keys),
       computes_(computes),
-      cursor_(blocks) {}
+      cursor_(blocks),
+      is_kept_(sum_of(blocks) >= kConfirmedBytes) {}
 
 wire::Piece Source::next(int64_t bytes_max, std::vector<iovec>* rows) {
   const ChecksumKernel& kernel = fastest_checksum_kernel();
@@ -109,7 +122,7 @@ wire::Piece Source::next(int64_t bytes_max, std::vector<iovec>* rows) {
     const Run run = cursor_.next(bytes_max);
     const uint8_t* start = base_ + run.offset;
     if (computes) state_ = kernel.update(state_, start, static_cast<size_t>(run.bytes));
-    rows->push_back({const_cast<uint8_t*>(start), static_cast<size_t>(run.bytes)});
+    append_row(rows, start, static_cast<size_t>(run.bytes));
     bytes_max -= run.bytes;
     piece.bytes += static_cast<uint32_t>(run.bytes);
     if (cursor_.block() != block) {

@@ -75,6 +75,9 @@ class Sink {
   size_t settled_ = 0;
 };
 
+// A transfer of so many bytes is confirmed by its receiver; smaller ones are not worth a frame.
+inline constexpr int64_t kConfirmedBytes = 256 << 10;
+
 class Source {
  public:
   virtual ~Source() = default;
@@ -90,6 +93,8 @@ class Source {
 
   // kOk while the bytes may be read; else why no more.
   virtual Code may_read() const = 0;
+  // Whether the memory stays as it is until the receiver has confirmed: it may be lent.
+  bool is_kept() const { return is_kept_; }
 
  protected:
   Source(uint64_t id, bool is_to_initiator, const uint8_t* base, std::span<const Descriptor> blocks,
@@ -108,7 +113,7 @@ class Source {
   RowCursor cursor_;
   int64_t position_ = 0;
   uint64_t state_ = 0;
-  bool is_begun_ = false;  // the block at the cursor
+  const bool is_kept_;
   std::vector<uint64_t> ended_;
 };
 

@@ -1,5 +1,6 @@
 #include "agent/loop.h"
 
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -15,6 +16,9 @@ namespace {
 
 constexpr uint64_t kWakerId = 0;
 constexpr int kEventsAtOnce = 64;
+constexpr int64_t kAwakeNs = 50'000;
+
+int64_t now_ns() { return Clock::now().time_since_epoch().count(); }
 
 }  // namespace
 
@@ -90,6 +94,8 @@ void Loop::wake() {
   (void)!write(waker_.get(), &one, sizeof(one));
 }
 
+void Loop::stay_awake() { awake_until_ns_.store(now_ns() + kAwakeNs, std::memory_order_relaxed); }
+
 int Loop::timeout_ms() {
   std::lock_guard lock(mutex_);
   if (timers_.empty()) {
@@ -104,7 +110,13 @@ int Loop::timeout_ms() {
 void Loop::run() {
   std::array<epoll_event, kEventsAtOnce> events;
   while (!is_stopping_.load()) {
-    const int ready = epoll_wait(epoll_.get(), events.data(), kEventsAtOnce, timeout_ms());
+    int ready = 0;
+    while (now_ns() < awake_until_ns_.load(std::memory_order_relaxed)) {
+      ready = epoll_wait(epoll_.get(), events.data(), kEventsAtOnce, 0);
+      if (ready != 0) break;
+      sched_yield();
+    }
+    if (ready == 0) ready = epoll_wait(epoll_.get(), events.data(), kEventsAtOnce, timeout_ms());
     for (int i = 0; i < ready; ++i) {
       const epoll_event& event = events[static_cast<size_t>(i)];
       if (event.data.u64 == kWakerId) {

@@ -41,6 +41,10 @@ class Loop {
   void change(uint64_t id, int fd, uint32_t events);
   void forget(uint64_t id, int fd);
 
+  // Looks for what comes next for a moment instead of sleeping at once, yielding to whoever wants
+  // to run: waking up takes longer than a small answer. On the loop's thread, or before it sleeps.
+  void stay_awake();
+
   // Runs `action` on the loop's thread at `at`, or as soon as possible after it.
   void call_at(TimePoint at, std::function<void()> action);
 
@@ -54,6 +58,7 @@ class Loop {
   UniqueFd waker_;
   std::thread thread_;
   std::atomic<bool> is_stopping_{false};
+  std::atomic<int64_t> awake_until_ns_{0};
   std::mutex mutex_;
   std::unordered_map<uint64_t, std::shared_ptr<Watched>> watched_;  // mutex_
   std::multimap<TimePoint, std::function<void()>> timers_;          // mutex_

@@ -28,7 +28,7 @@ class Sender {
   void queue(wire::Type type, uint64_t id, std::span<const uint8_t> body, int fd = -1);
   void add(std::shared_ptr<Source> source);
   // Sends no more of it; what of its current piece is left goes out as zeros.
-  void drop(const Source* source);
+  void drop(const Source* source, Stream& stream);
 
   // Sends until there is nothing left, the socket is full, or about `budget` bytes are out.
   // Negative: the connection is over.
@@ -49,7 +49,8 @@ class Sender {
   void take_frames();
   void begin_piece();
   void end_piece();
-  void blank_payload();
+  void blank_payload(Stream& stream);
+  ssize_t send_some(Stream& stream);
   void consume(int64_t bytes);
 
   const int64_t piece_bytes_;
@@ -66,6 +67,7 @@ class Sender {
   std::shared_ptr<Source> current_;
   uint32_t ends_ = 0;
   bool is_blank_ = false;
+  bool lends_ = false;  // the payload
 };
 
 }  // namespace kvx

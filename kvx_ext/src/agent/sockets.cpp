@@ -201,6 +201,41 @@ int connect_error(int fd) {
   return error;
 }
 
+namespace {
+
+// Both ends are on this host: there is no link to be polite to. What paces itself for one (bbr)
+// takes a third of the throughput here.
+bool is_on_this_host(int fd) {
+  sockaddr_storage ours{};
+  sockaddr_storage theirs{};
+  socklen_t our_bytes = sizeof(ours);
+  socklen_t their_bytes = sizeof(theirs);
+  if (getsockname(fd, reinterpret_cast<sockaddr*>(&ours), &our_bytes) != 0 ||
+      getpeername(fd, reinterpret_cast<sockaddr*>(&theirs), &their_bytes) != 0 ||
+      ours.ss_family != theirs.ss_family) {
+    return false;
+  }
+  if (ours.ss_family == AF_INET) {
+    return reinterpret_cast<const sockaddr_in*>(&ours)->sin_addr.s_addr ==
+           reinterpret_cast<const sockaddr_in*>(&theirs)->sin_addr.s_addr;
+  }
+  return std::memcmp(&reinterpret_cast<const sockaddr_in6*>(&ours)->sin6_addr,
+                     &reinterpret_cast<const sockaddr_in6*>(&theirs)->sin6_addr,
+                     sizeof(in6_addr)) == 0;
+}
+
+}  // namespace
+
+void tune_connected_tcp(int fd) {
+  if (!is_on_this_host(fd)) return;
+  for (const std::string_view name : {"cubic", "reno"}) {
+    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(),
+                   static_cast<socklen_t>(name.size())) == 0) {
+      return;
+    }
+  }
+}
+
 void tune_tcp(int fd) {
   const int is_on = 1;
   // A host that went away without a word is noticed after 5 + 3 x 2 s, should nobody send to it.

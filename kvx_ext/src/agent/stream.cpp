@@ -9,6 +9,8 @@
 #include <climits>
 #include <cstring>
 
+#include "agent/lent_pipe.h"
+
 namespace kvx {
 
 namespace {
@@ -40,6 +42,8 @@ class PlainStream final : public Stream {
 
   ssize_t receive(std::span<const iovec> target, std::vector<UniqueFd>* fds) override;
   ssize_t send(std::span<const iovec> source, int passed_fd) override;
+  ssize_t lend(std::span<const iovec> source) override;
+  void drop_lent() override { pipe_.drop(); }
   std::string failure() const override { return failure_; }
   int fd() const override { return fd_.get(); }
 
@@ -49,7 +53,17 @@ class PlainStream final : public Stream {
   UniqueFd fd_;
   const bool is_unix_;
   std::string failure_;
+  LentPipe pipe_;
+  bool can_lend_ = true;
 };
+
+ssize_t PlainStream::lend(std::span<const iovec> source) {
+  // Unix sockets copy what is spliced into them, a page at a time.
+  if (is_unix_ || !can_lend_) return -ENOTSUP;
+  const ssize_t sent = pipe_.send(fd_.get(), source);
+  can_lend_ = sent != -ENOTSUP;
+  return sent;
+}
 
 ssize_t PlainStream::receive(std::span<const iovec> target, std::vector<UniqueFd>* fds) {
   alignas(cmsghdr) std::array<uint8_t, CMSG_SPACE(kFdsAtOnce * sizeof(int))> control;

@@ -59,9 +59,16 @@ class Stream {
   virtual ssize_t send(std::span<const iovec> source, int passed_fd) = 0;
   // Why receive() or send() failed, where there is more to say than the errno.
   virtual std::string failure() const { return {}; }
-  // TLS may hold bytes that poll does not know of.
+  // As send(), but the memory is not copied: it must stay as it is until the other side has taken
+  // it. -ENOTSUP: use send(). Until what was begun here is sent, send() is not called in between.
+  virtual ssize_t lend(std::span<const iovec>) { return -ENOTSUP; }
+  // Gives up what was begun with lend(), and not sent yet.
+  virtual void drop_lent() {}
+  // TLS may hold bytes that poll does not know of: call receive() again before waiting.
   virtual bool has_buffered() const { return false; }
-  // TLS may need the other direction first.
+  // TLS may need the other direction first: while the first holds, wait until readable and call
+  // send(); while the second holds, wait until writable too and call receive(). Asked after every
+  // call, for any call may change them.
   virtual bool wants_read_to_send() const { return false; }
   virtual bool wants_write_to_receive() const { return false; }
   virtual bool is_encrypted() const { return false; }
@@ -89,6 +96,8 @@ UniqueFd accept_socket(int listener, std::string* address);
 int connect_error(int fd);
 // No delay, no lingering, keep-alive, and buffers that the kernel sizes itself.
 void tune_tcp(int fd);
+// Once connected: what suits the way to the other end.
+void tune_connected_tcp(int fd);
 
 struct PeerProcess {
   int32_t pid = 0;

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.transfer.agents.pairs import Pair, open_pair
+
 
 @pytest.fixture(autouse=True, scope="package")
 def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -18,3 +20,9 @@ def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         left = list((path / "kvx").glob("*.sock")) if (path / "kvx").exists() else []
         # Whoever was killed leaves its own behind; the next agent to come removes it.
         assert len(left) <= 20
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with open_pair() as opened:
+        yield opened

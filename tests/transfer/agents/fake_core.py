@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvx.errors import PeerLost, StaleReference, UnavailableError
+from kvx.errors import PeerLost, UnavailableError
 from kvx.transfer.agents.config import AgentConfig
 from kvx.transfer.agents.identity import Identity
 from kvx.transfer.agents.key import as_key
@@ -137,6 +137,7 @@ class FakeCore:
         self.events: deque[Event] = deque()
         self.is_closed = False
         self.refused: list[str] = []
+        self.cut: list[str] = []  # after they were approved
         self.pulls: dict[int, str] = {}
         self._next = 1
 
@@ -205,14 +206,16 @@ class FakeCore:
     def drop(self, connection: int, reason: str) -> None:
         found = self.connections.get(connection)
         if found is None:
-            raise StaleReference("no such connection")
+            raise PeerLost("no such connection")
         self.refused.append(reason)
+        if found.peer:
+            self.cut.append(reason)
         self.end(found, reason)
 
     def info(self, connection: int) -> dict[str, object]:
         found = self.connections.get(connection)
         if found is None:
-            raise StaleReference("no such connection")
+            raise PeerLost("no such connection")
         return {
             "peer": found.peer, "is_unix": found.is_unix, "address": found.address,
             "heard_ago_s": 0.0, "answered_ago_s": 0.0, "unacknowledged": 0, "retransmits": 0,

@@ -143,6 +143,16 @@ def test_gossip_brings_cards_of_those_never_met() -> None:
     assert other.roster.current("spoke-0") is not None
 
 
+def test_news_travels_along_a_chain() -> None:
+    network = FakeNetwork()
+    chain = [network.open("a-0", key=TEXT_KEY, listen=LOCAL)]
+    for number in range(1, 4):
+        peers = chain[-1].listeners.addresses
+        chain.append(network.open(f"a-{number}", key=TEXT_KEY, listen=LOCAL, peers=peers))
+        network.advance(0.5)
+    assert chain[0].book.names() == ["a-1", "a-2", "a-3"]
+
+
 def test_without_gossip_nothing_is_passed_on() -> None:
     _, one, _ = open_three(FakeNetwork(), gossip=False)
     assert one.book.names() == ["hub"]
@@ -211,13 +221,13 @@ def test_the_way_to_a_card_depends_on_where_one_stands(tmp_path: Path) -> None:
         unix, tcp, loop = UnixAddress(str(path)), TcpAddress("10.0.0.1", 1), (
             TcpAddress("127.0.0.1", 1)
         )  # fmt: skip
-        assert routes(same_host, here, is_unix_wanted=True) == [unix, tcp, loop]
-        assert routes(same_host, here, is_unix_wanted=False) == [tcp, loop]
-        assert routes(card(addresses=told), here, is_unix_wanted=True) == [tcp]
+        assert routes(same_host, here, is_unix_first=True) == [unix, tcp, loop]
+        assert routes(same_host, here, is_unix_first=False) == [tcp, loop, unix]
+        assert routes(card(addresses=told), here, is_unix_first=True) == [tcp]
         other_user = msgspec.structs.replace(there, uid=there.uid + 1, net_namespace=1)
-        assert routes(card(host=other_user, addresses=told), here, is_unix_wanted=True) == [tcp]
+        assert routes(card(host=other_user, addresses=told), here, is_unix_first=True) == [tcp]
     path.unlink()
-    assert routes(same_host, here, is_unix_wanted=True) == [tcp, loop]
+    assert routes(same_host, here, is_unix_first=True) == [tcp, loop]
 
 
 def test_socket_files_lie_in_a_private_directory(tmp_path: Path) -> None:
