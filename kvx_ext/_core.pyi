@@ -9,10 +9,12 @@ from typing import Annotated
 import numpy
 from numpy.typing import NDArray
 
+
 class StopFlag:
     """Asks a running `HostRegion.prefault` to return early."""
 
     def __init__(self) -> None: ...
+
     def set(self) -> None:
         """Raise the flag; it cannot be lowered. Thread-safe."""
 
@@ -60,93 +62,32 @@ def numa_node_count() -> int:
 def checksum_kernels() -> list[str]:
     """Names of the checksum kernels this CPU can run, the one in use first."""
 
-def block_checksums(
-    blocks: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)
-    ],
-    keys: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+def block_checksums(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
     """
     Checksums of (n, block_bytes) uint8 blocks under (n, 16) uint8 keys as (n,) uint64. One thread, without the GIL. Source: docs/formats/nvme.md.
     """
 
-def crc64(
-    source: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    state: int = 0,
-    kernel: str = "",
-) -> int:
+def crc64(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], state: int = 0, kernel: str = '') -> int:
     """
     Continue the bare CRC-64/NVME register `state` over `source` with the kernel named.
     """
 
-def copy_with_crc64(
-    target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu")],
-    source: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    state: int = 0,
-    is_streaming: bool = True,
-    kernel: str = "",
-) -> int:
+def copy_with_crc64(target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], state: int = 0, is_streaming: bool = True, kernel: str = '') -> int:
     """
     Copy and checksum in one pass; returns the new register. The ranges must not overlap.
     """
 
-def copy_only(
-    target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu")],
-    source: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    is_streaming: bool = True,
-    kernel: str = "",
-) -> None:
+def copy_only(target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], is_streaming: bool = True, kernel: str = '') -> None:
     """
     Copy with the same stores and no checksum: the limit line of the benchmarks.
     """
 
-def block_keys(
-    hashes: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)
-    ],
-    fingerprint: bytes,
-) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+def block_keys(hashes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], fingerprint: bytes) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
     """
     Keys of (n, k) uint8 hashes, 1 <= k <= 128, as (n, 16) uint8: for each row hashlib.blake2b(row, key=fingerprint, digest_size=16). Source: RFC 7693.
     """
 
-def plan_copies(
-    direction: str,
-    targets: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    sources: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    bytes: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    calibration: Annotated[
-        NDArray[numpy.float64], dict(shape=(3, 4, 11), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    plain: Annotated[
-        NDArray[numpy.float64], dict(shape=(3), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    *,
-    has_batch: bool = True,
-    has_kernels: bool = False,
-    staging_bytes: int = 0,
-    pinned: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    batch_runs_max: int = 8192,
-) -> dict[str, object]:
+def plan_copies(direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None, *, has_batch: bool = True, has_kernels: bool = False, staging_bytes: int = 0, pinned: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None = None, batch_runs_max: int = 8192) -> dict[str, object]:
     """
     Plan the copy of (n,) uint64 runs; `direction` is "h2d", "d2h" or "d2d". Copies nothing.
 
@@ -154,53 +95,12 @@ def plan_copies(
     Returns the merged runs as `targets`, `sources`, `bytes`; the calls as `methods` (k,) uint8 and `calls` (k, 5) int64 rows of first, count, target stride, source stride, bytes; `total_bytes`. No run may be empty, no target may overlap another one or a source. Source: kvx/copy_plan.h.
     """
 
-def time_plan_copies(
-    direction: str,
-    targets: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    sources: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    bytes: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    calibration: Annotated[
-        NDArray[numpy.float64], dict(shape=(3, 4, 11), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    plain: Annotated[
-        NDArray[numpy.float64], dict(shape=(3), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    *,
-    has_batch: bool = True,
-    has_kernels: bool = False,
-    staging_bytes: int = 0,
-    pinned: Annotated[
-        NDArray[numpy.uint64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    batch_runs_max: int = 8192,
-    repeats: int = 1000,
-) -> float:
+def time_plan_copies(direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None, *, has_batch: bool = True, has_kernels: bool = False, staging_bytes: int = 0, pinned: Annotated[NDArray[numpy.uint64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None = None, batch_runs_max: int = 8192, repeats: int = 1000) -> float:
     """
     For benchmarks: nanoseconds that `plan_copies` takes natively into a plan used before, averaged over `repeats`.
     """
 
-def predicted_copy_ns(
-    direction: str,
-    method: str,
-    bytes: int,
-    calibration: Annotated[
-        NDArray[numpy.float64], dict(shape=(3, 4, 11), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    plain: Annotated[
-        NDArray[numpy.float64], dict(shape=(3), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-) -> float:
+def predicted_copy_ns(direction: str, method: str, bytes: int, calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None) -> float:
     """
     What the planner takes one run of `bytes` to cost by a method, without the cost of a call; infinite where the method was not measured.
     """
@@ -365,12 +265,7 @@ class MissHistory:
     def __init__(self, capacity: int) -> None:
         """Remember about `capacity` removals. Raises UsageError, CapacityError."""
 
-    def why(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def why(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Why (n, 16) uint8 keys left, as (n,) uint8 of RemovalReason; 0 where nothing is known.
         """
@@ -410,21 +305,7 @@ class BlockIndex:
         Forget the blocks in a run of slots and the slots. False, and nothing done, when one of them is pinned or being written. Raises UsageError when one is not in the pool.
         """
 
-    def reserve(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        owner: int,
-        is_dirty: bool,
-        ttl_s: int,
-        now_ms: int,
-    ) -> tuple[
-        Annotated[NDArray[numpy.uint8], dict(shape=(None,))],
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint32], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
-    ]:
+    def reserve(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], owner: int, is_dirty: bool, ttl_s: int, now_ms: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]]:
         """
         Find slots for new blocks, free ones first, then by eviction; `ttl_s` 0 never expires.
 
@@ -433,169 +314,57 @@ class BlockIndex:
         Raises UsageError beyond 65535 owners.
         """
 
-    def commit(
-        self,
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def commit(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Make reserved blocks visible; (n,) bool, False where the reservation no longer stood.
         """
 
-    def abort(
-        self,
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def abort(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Give reserved slots back; (n,) bool, False where the reservation no longer stood.
         """
 
-    def insert(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        owner: int,
-        ttl_s: int,
-        now_ms: int,
-    ) -> tuple[
-        Annotated[NDArray[numpy.uint8], dict(shape=(None,))],
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint32], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
-    ]:
+    def insert(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], owner: int, ttl_s: int, now_ms: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]]:
         """
         `reserve` and `commit` in one call, returning what `reserve` does. Blocks of one batch do not evict one another.
         """
 
-    def match(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        now_ms: int,
-        touch: bool,
-        pin: bool,
-    ) -> tuple[
-        int,
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint32], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint64], dict(shape=(None,))],
-    ]:
+    def match(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], now_ms: int, touch: bool, pin: bool) -> tuple[int, Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
         """
         Find the longest prefix that is here: (count, slots, generations, checksums), arrays of `count` rows. `touch` counts as a use; what is found with `pin` must be unpinned. Raises UsageError, and pins nothing, beyond 65535 pins of one block.
         """
 
-    def lookup(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        now_ms: int,
-        touch: bool,
-        pin: bool,
-    ) -> tuple[
-        Annotated[NDArray[numpy.bool_], dict(shape=(None,))],
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint32], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint64], dict(shape=(None,))],
-    ]:
+    def lookup(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], now_ms: int, touch: bool, pin: bool) -> tuple[Annotated[NDArray[numpy.bool_], dict(shape=(None,))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
         """
         Find every key: (is_found (n,) bool, slots, generations, checksums); -1, 0, 0 in rows that are not here. Otherwise as `match`.
         """
 
-    def match_many(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        prefix_lengths: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        now_ms: int,
-    ) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
+    def match_many(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], prefix_lengths: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], now_ms: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
         """
         Length found of each of several prefixes laid end to end, (m,) int64, without touch, pin or hit counters. Raises UsageError when the lengths do not add up to the keys.
         """
 
-    def inspect(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        now_ms: int,
-    ) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def inspect(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], now_ms: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         What the index knows of every key, (n,) uint8: 0 absent, 1 held, 2 expired, 3 being written. For explaining misses: counts as no use.
         """
 
-    def validate(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def validate(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Whether references still name the same block, (n,) bool: ask before and after copying bytes without a pin. True for a removed block until its last pin goes.
         """
 
-    def pin(
-        self,
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def pin(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Keep committed blocks from being evicted or reused, counted; (n,) bool, False where the reference is stale or the block has 65535 pins.
         """
 
-    def unpin(
-        self,
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def unpin(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Undo one pin each; (n,) bool, False where the reference is stale or nothing pins it.
         """
 
-    def lease(
-        self,
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        expires_ms: int,
-    ) -> int:
+    def lease(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], expires_ms: int) -> int:
         """
         Pin all blocks until `expires_ms` (0: until released) and return the lease's number. Raises StaleReference, and pins nothing, when one of them is gone.
         """
@@ -608,63 +377,30 @@ class BlockIndex:
     def lease_is_live(self, lease_id: int, now_ms: int) -> bool:
         """Whether a lease still holds its blocks."""
 
-    def expire(
-        self, now_ms: int, slots_max: int
-    ) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+    def expire(self, now_ms: int, slots_max: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
         """
         Drop the pins of expired leases, then look at up to `slots_max` slots, from where the last call stopped, and remove expired blocks: their (m, 16) uint8 keys.
         """
 
-    def remove(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        reason: int,
-    ) -> tuple[
-        Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-    ]:
+    def remove(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], reason: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
         """
         Forget blocks for the RemovalReason given; ((m, 16) keys that were here, their slots). A pinned one is invisible at once and its slot free after the last unpin; of one being written, the commit will fail.
         """
 
-    def clear(
-        self,
-    ) -> tuple[
-        Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-    ]:
+    def clear(self) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))]]:
         """Forget every block, as `remove`."""
 
-    def mark_clean(
-        self,
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def mark_clean(self, slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Blocks were flushed and may be evicted once unpinned; (n,) bool, False where stale.
         """
 
-    def take_dirty(
-        self, count: int
-    ) -> tuple[
-        Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
-        Annotated[NDArray[numpy.int64], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint32], dict(shape=(None,))],
-        Annotated[NDArray[numpy.uint64], dict(shape=(None,))],
-    ]:
+    def take_dirty(self, count: int) -> tuple[Annotated[NDArray[numpy.uint8], dict(shape=(None, None))], Annotated[NDArray[numpy.int64], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
         """
         Up to `count` of the coldest dirty blocks that nobody flushes, pinned: (keys, slots, generations, checksums). Owed: `mark_clean` where the write went well, `unpin` always.
         """
 
-    def set_owner_limit(
-        self, owner: int, slots_max: int
-    ) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+    def set_owner_limit(self, owner: int, slots_max: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
         """
         Let an owner hold at most `slots_max` slots (-1: no limit); evicts down to it as far as blocks may go and returns their (m, 16) uint8 keys. Raises UsageError.
         """
@@ -672,30 +408,7 @@ class BlockIndex:
     def owner_used(self, owner: int) -> int:
         """Slots an owner holds: reserved, committed and doomed."""
 
-    def restore(
-        self,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        slots: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        generations: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        freqs: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        expiry_s: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        owners: Annotated[
-            NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-    ) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
+    def restore(self, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], generations: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], freqs: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], expiry_s: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], owners: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.bool_], dict(shape=(None,))]:
         """
         Commit blocks whose bytes are in their slots already, coldest first; `freqs` uint8, `expiry_s` int64 seconds (0: never), `owners` int32. (n,) bool, False where the slot is not free, the key is here already or the owner at its limit.
         """
@@ -731,19 +444,7 @@ class Failpoints:
     def __init__(self) -> None:
         """Start without rules."""
 
-    def set(
-        self,
-        operation: str,
-        action: str,
-        *,
-        after: int = 0,
-        count: int = -1,
-        probability: float = 1.0,
-        seed: int = 0,
-        delay_s: float = 0.0,
-        ignores_cancel: bool = False,
-        torn_reports_error: bool = False,
-    ) -> None:
+    def set(self, operation: str, action: str, *, after: int = 0, count: int = -1, probability: float = 1.0, seed: int = 0, delay_s: float = 0.0, ignores_cancel: bool = False, torn_reports_error: bool = False) -> None:
         """
         Make file operations go wrong; a rule for the same operation and action is replaced.
 
@@ -921,7 +622,7 @@ class Device:
     def enable_peer(self, peer: Device) -> None:
         """Let both devices reach each other's memory. Raises UnavailableError."""
 
-def open_cuda_device(library: str = "libcuda.so.1", ordinal: int = 0) -> Device:
+def open_cuda_device(library: str = 'libcuda.so.1', ordinal: int = 0) -> Device:
     """A GPU by its number. Raises UnavailableError with what is missing."""
 
 def open_emulated_device(total_bytes: int) -> Device:
@@ -937,22 +638,7 @@ class Copies:
     Copies to, from and within a device, in streams of their own. Memory they name must live until they have completed.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        *,
-        sm: str = "auto",
-        ctas: int = 4,
-        staging_bytes: int = 67108864,
-        calibration: Annotated[
-            NDArray[numpy.float64], dict(shape=(3, 4, 11), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-        plain: Annotated[
-            NDArray[numpy.float64], dict(shape=(3), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-    ) -> None:
+    def __init__(self, device: Device, *, sm: str = 'auto', ctas: int = 4, staging_bytes: int = 67108864, calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None) -> None:
         """
         Start the threads. `sm`: "auto" lets small fragments go by a kernel of `ctas` CTAs and `staging_bytes` of device memory a direction, "never" launches none. `calibration` and `plain` as in `plan_copies`.
         """
@@ -963,20 +649,7 @@ class Copies:
     def __exit__(self, *exception: object) -> None:
         """Close with a bound of a second."""
 
-    def submit(
-        self,
-        direction: str,
-        targets: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        sources: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        bytes: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        after: StreamMark | None = None,
-    ) -> int:
+    def submit(self, direction: str, targets: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sources: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], after: StreamMark | None = None) -> int:
         """
         Copy (n,) uint64 runs in `direction` ("h2d", "d2h", "d2d"), not before `after`. Returns a ticket at once. Submissions are in no order to each other.
         """
@@ -1009,56 +682,23 @@ class Kernels:
 
     @property
     def origin(self) -> str:
-        """ "fatbin" or "nvrtc"."""
+        """"fatbin" or "nvrtc"."""
 
     @property
     def launches(self) -> int:
         """Kernels launched so far on this device."""
 
-    def copy_fragments(
-        self,
-        stream: int,
-        fragments_address: int,
-        count: int,
-        fragment_bytes_max: int,
-        ctas: int = 4,
-    ) -> None:
+    def copy_fragments(self, stream: int, fragments_address: int, count: int, fragment_bytes_max: int, ctas: int = 4) -> None:
         """
         Copy `count` fragments, whose table of uint64 (target, source, bytes) lies at an address of the device or in pinned memory.
         """
 
-    def permute(
-        self,
-        stream: int,
-        target: int,
-        source: int,
-        *,
-        sizes: Sequence[int],
-        target_strides: Sequence[int],
-        source_strides: Sequence[int],
-        run_bytes: int,
-        target_ids: int = 0,
-        source_ids: int = 0,
-        ctas: int = 4,
-    ) -> None:
+    def permute(self, stream: int, target: int, source: int, *, sizes: Sequence[int], target_strides: Sequence[int], source_strides: Sequence[int], run_bytes: int, target_ids: int = 0, source_ids: int = 0, ctas: int = 4) -> None:
         """
         Copy between two arrays of up to 5 axes over runs of `run_bytes`, strides in bytes. `target_ids` and `source_ids`: addresses of int64 places along the first axis, or 0.
         """
 
-    def reshard(
-        self,
-        stream: int,
-        whole: int,
-        parts: Sequence[int],
-        *,
-        whole_block_stride: int,
-        part_block_stride: int,
-        blocks: int,
-        rows: int,
-        run_bytes: int,
-        is_merge: bool,
-        ctas: int = 4,
-    ) -> None:
+    def reshard(self, stream: int, whole: int, parts: Sequence[int], *, whole_block_stride: int, part_block_stride: int, blocks: int, rows: int, run_bytes: int, is_merge: bool, ctas: int = 4) -> None:
         """
         Split blocks of (rows, parts, run) into parts of (rows, run) each, or merge them. At most 16 parts.
         """
@@ -1066,37 +706,12 @@ class Kernels:
     def poison(self, stream: int, target: int, bytes: int, ctas: int = 4) -> None:
         """Fill device memory with 0xFF."""
 
-    def quantise_fp8(
-        self,
-        stream: int,
-        wide: int,
-        narrow: int,
-        scales: int,
-        partials: int,
-        *,
-        shape: Sequence[int],
-        wide_strides: Sequence[int],
-        narrow_strides: Sequence[int],
-        kind: str,
-        ctas: int = 4,
-    ) -> None:
+    def quantise_fp8(self, stream: int, wide: int, narrow: int, scales: int, partials: int, *, shape: Sequence[int], wide_strides: Sequence[int], narrow_strides: Sequence[int], kind: str, ctas: int = 4) -> None:
         """
         Write e4m3fn `narrow` and (blocks, heads) float32 `scales` of `wide`; `shape` is (blocks, tokens, heads, dim), strides those of its first three axes, in bytes, `kind` "float16", "bfloat16" or "float32". `partials` is scratch.
         """
 
-    def dequantise_fp8(
-        self,
-        stream: int,
-        wide: int,
-        narrow: int,
-        scales: int,
-        *,
-        shape: Sequence[int],
-        wide_strides: Sequence[int],
-        narrow_strides: Sequence[int],
-        kind: str,
-        ctas: int = 4,
-    ) -> None:
+    def dequantise_fp8(self, stream: int, wide: int, narrow: int, scales: int, *, shape: Sequence[int], wide_strides: Sequence[int], narrow_strides: Sequence[int], kind: str, ctas: int = 4) -> None:
         """
         Write `wide` from `narrow` and `scales`; the rest as in `quantise_fp8`.
         """
@@ -1116,7 +731,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """ "copy_in", "copy_out", "verify", "read" or "write"."""
+        """"copy_in", "copy_out", "verify", "read" or "write"."""
 
     def state(self) -> str:
         """
@@ -1187,15 +802,7 @@ class Engine:
     Streams batches of blocks between planes, host slots and files on native threads. Deadlines are seconds from submission. Thread-safe; a context of close(1.0) if used in `with`.
     """
 
-    def __init__(
-        self,
-        copy_threads: int = 0,
-        backend: str = "auto",
-        queue_depth: int = 64,
-        io_threads: int = 4,
-        failpoints: Failpoints | None = None,
-        journal_path: str = "",
-    ) -> None:
+    def __init__(self, copy_threads: int = 0, backend: str = 'auto', queue_depth: int = 64, io_threads: int = 4, failpoints: Failpoints | None = None, journal_path: str = '') -> None:
         """
         Start threads: `copy_threads` (0: one a CPU), a reactor, and those of the backend ("auto", "io_uring", "posix"). Raises UsageError, UnavailableError.
         """
@@ -1214,9 +821,7 @@ class Engine:
     def backend_reason(self) -> str:
         """Why io_uring is not in use; empty when it is, or was not asked for."""
 
-    def open_file(
-        self, path: str, *, create: bool = False, direct: bool = True
-    ) -> tuple[int, bool]:
+    def open_file(self, path: str, *, create: bool = False, direct: bool = True) -> tuple[int, bool]:
         """
         Open for reading and writing, mode 0600: (fd, is_direct). Raises StorageError.
         """
@@ -1235,9 +840,7 @@ class Engine:
     def unregister_buffer(self, address: int) -> None:
         """Undo `register_buffer`. No I/O inside it may be in flight."""
 
-    def next_completions(
-        self, max: int, timeout_s: float
-    ) -> tuple[NDArray[numpy.int64], NDArray[numpy.uint8]]:
+    def next_completions(self, max: int, timeout_s: float) -> tuple[NDArray[numpy.int64], NDArray[numpy.uint8]]:
         """
         Wait without the GIL for notifications: (ids (k,) int64, flags (k,) uint8), 1 terminal, 2 quiesced, 3 both. Empty when time is up or the engine is closed.
         """
@@ -1266,147 +869,30 @@ class Engine:
         Refuse new jobs, let running ones end for half the time, cancel the rest, and wait for their memory. Returns cancelled_jobs, abandoned_jobs and abandoned_bytes; abandoned memory must never be freed. Later calls return the same.
         """
 
-    def copy_in(
-        self,
-        planes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-        ],
-        ids: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        deadline_s: float,
-        is_on_device: bool = False,
-        after: StreamMark | None = None,
-    ) -> Job:
+    def copy_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], deadline_s: float, is_on_device: bool = False, after: StreamMark | None = None) -> Job:
         """
         Gather blocks `ids` (n,) int64 of planes (p, 3) int64 {base, stride, bytes} into host slots at `addresses` (n,) int64; checksums are computed under `keys` (n, 16) uint8. The memory must stay until the job is quiesced. With `is_on_device` the planes are memory of the attached device, whose copies begin after the mark. Raises UsageError.
         """
 
-    def copy_out(
-        self,
-        addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        planes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-        ],
-        ids: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        deadline_s: float,
-        is_on_device: bool = False,
-        after: StreamMark | None = None,
-        progress: LayerProgress | None = None,
-        layer_planes: int = 0,
-    ) -> Job:
+    def copy_out(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, is_on_device: bool = False, after: StreamMark | None = None, progress: LayerProgress | None = None, layer_planes: int = 0) -> Job:
         """
         Scatter host slots to planes. A block that does not match `checksums` (n,) uint64 is corrupt and its target filled with 0xFF; on the device it keeps what it held. With `layer_planes` the device gets that many planes of all blocks at a time, and `progress` is told. Raises UsageError.
         """
 
-    def verify(
-        self,
-        addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        block_bytes: int,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        deadline_s: float,
-    ) -> Job:
+    def verify(self, addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
         """Check host slots against `checksums` (n,) uint64. Raises UsageError."""
 
-    def read(
-        self,
-        fds: Annotated[
-            NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        offsets: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        block_bytes: int,
-        io_bytes: int,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        planes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-        ]
-        | None,
-        ids: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ]
-        | None,
-        deadline_s: float,
-        is_on_device: bool = False,
-        after: StreamMark | None = None,
-        progress: LayerProgress | None = None,
-        layer_planes: int = 0,
-    ) -> Job:
+    def read(self, fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, io_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float, is_on_device: bool = False, after: StreamMark | None = None, progress: LayerProgress | None = None, layer_planes: int = 0) -> Job:
         """
         Read `io_bytes` (>= block_bytes; a multiple of 4096 for direct files) at each (fd int32, offset int64) into the slot at its address, verify, and with planes scatter in the same pass, each block as soon as it arrived. Raises UsageError.
         """
 
-    def write(
-        self,
-        fds: Annotated[
-            NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        offsets: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        bytes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        sync_fds: Annotated[
-            NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        deadline_s: float,
-    ) -> Job:
+    def write(self, fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bytes: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], sync_fds: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float) -> Job:
         """
         Write `bytes` (n,) int64 of each address to (fd, offset); after all of them, fdatasync each of `sync_fds` (m,) int32. A block of a synced file is ok once the sync is. Raises UsageError.
         """
 
-    def attach_device(
-        self,
-        device: Device,
-        *,
-        sm: str = "auto",
-        ctas: int = 4,
-        staging_bytes: int = 0,
-        calibration: Annotated[
-            NDArray[numpy.float64], dict(shape=(3, 4, 11), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-        plain: Annotated[
-            NDArray[numpy.float64], dict(shape=(3), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-    ) -> None:
+    def attach_device(self, device: Device, *, sm: str = 'auto', ctas: int = 4, staging_bytes: int = 0, calibration: Annotated[NDArray[numpy.float64], dict(shape=(3, 4, 11), order='C', device='cpu', writable=False)] | None = None, plain: Annotated[NDArray[numpy.float64], dict(shape=(3), order='C', device='cpu', writable=False)] | None = None) -> None:
         """
         Give the engine the device that jobs with device memory run on; once, before the first of them. Options as for `Copies`. Raises UsageError, CapacityError, UnavailableError.
         """
@@ -1414,68 +900,17 @@ class Engine:
     def copy_stats(self) -> dict[str, int]:
         """What the device has copied, as `Copies.stats`; zeros without one."""
 
-    def fetch(
-        self,
-        device_addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        block_bytes: int,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ],
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        planes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-        ]
-        | None,
-        ids: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ]
-        | None,
-        deadline_s: float,
-    ) -> Job:
+    def fetch(self, device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], block_bytes: int, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)] | None, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, deadline_s: float) -> Job:
         """
         Copy device slots at `device_addresses` (n,) int64 into host slots, verify, and with planes scatter to host memory in the same pass. Raises UsageError.
         """
 
-    def device_in(
-        self,
-        planes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-        ],
-        ids: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        device_addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        deadline_s: float,
-        after: StreamMark | None = None,
-    ) -> Job:
+    def device_in(self, planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, after: StreamMark | None = None) -> Job:
         """
         Gather blocks of device planes into device slots. Nothing is checksummed. Raises UsageError.
         """
 
-    def device_out(
-        self,
-        device_addresses: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        planes: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 3), order="C", device="cpu", writable=False)
-        ],
-        ids: Annotated[
-            NDArray[numpy.int64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        deadline_s: float,
-        after: StreamMark | None = None,
-        progress: LayerProgress | None = None,
-    ) -> Job:
+    def device_out(self, device_addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], planes: Annotated[NDArray[numpy.int64], dict(shape=(None, 3), order='C', device='cpu', writable=False)], ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], deadline_s: float, after: StreamMark | None = None, progress: LayerProgress | None = None) -> Job:
         """Scatter device slots to device planes. Raises UsageError."""
 
 class TlsContext:
@@ -1559,17 +994,7 @@ class LinkAgent:
     The endpoint of this process: registered memory, leases, connections and transfers. Thread-safe; close it, with a bound.
     """
 
-    def __init__(
-        self,
-        *,
-        io_threads: int = 1,
-        copy_threads: int = 0,
-        greeting_s: float = 5.0,
-        greetings_max: int = 64,
-        ping_s: float = 1.0,
-        piece_bytes: int = 1048576,
-        cancel_grace_s: float = 0.1,
-    ) -> None:
+    def __init__(self, *, io_threads: int = 1, copy_threads: int = 0, greeting_s: float = 5.0, greetings_max: int = 64, ping_s: float = 1.0, piece_bytes: int = 1048576, cancel_grace_s: float = 0.1) -> None:
         """See AgentOptions in agent.h."""
 
     def listen_tcp(self, host: str, port: int, tls: TlsContext | None = None) -> int:
@@ -1632,25 +1057,7 @@ class LinkAgent:
         Refuse new uses and wait for the others. False: still in use; call again.
         """
 
-    def grant(
-        self,
-        region: int,
-        blocks: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 4), order="C", device="cpu", writable=False)
-        ],
-        *,
-        rights: int,
-        peer: int,
-        ttl_s: float,
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-    ) -> tuple[int, int, int]:
+    def grant(self, region: int, blocks: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], *, rights: int, peer: int, ttl_s: float, checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)] | None = None) -> tuple[int, int, int]:
         """
         Lease blocks, (n, 4) int64 rows of offset, stride, count and bytes, to a peer (0: any) for reading (1), writing (2) or both (3). Returns (id, slot, generation).
         """
@@ -1666,12 +1073,12 @@ class LinkAgent:
     def can_pull(self, peer: int, region: int) -> str:
         """Empty when the peer's region can be copied on this host, else why not."""
 
-    def info(self, connection: int) -> dict:
+    def info(self, connection: int) -> dict[str, object]:
         """
         What is known of a connection, by the names of ConnectionInfo in agent.h.
         """
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, int]:
         """Counters and gauges, by the names of AgentStats in agent.h."""
 
     def quarantine(self) -> list[tuple[int, int, bool, int, float]]:
@@ -1679,17 +1086,7 @@ class LinkAgent:
         Transfers that ended while their bytes may still move: (id, peer, is_write, bytes, seconds since).
         """
 
-    def submit(
-        self,
-        *,
-        is_write: bool,
-        way: int,
-        peer: int,
-        lease: tuple[int, int, int],
-        plan: RemotePlan,
-        deadline_s: float,
-        note: bytes,
-    ) -> RemoteJob:
+    def submit(self, *, is_write: bool, way: int, peer: int, lease: tuple[int, int, int], plan: RemotePlan, deadline_s: float, note: bytes) -> RemoteJob:
         """
         Start a transfer over blocks of a `lease` (id, slot, generation) of `peer`. `way`: 0 through the connections, 1 copied on this host. `note` is delivered to the peer once all bytes have arrived. Never blocks on the work.
         """
@@ -1699,30 +1096,7 @@ class RemotePlan:
     What both sides of a transfer are: checked once, used any number of times.
     """
 
-    def __init__(
-        self,
-        agent: LinkAgent,
-        region: int,
-        local: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 4), order="C", device="cpu", writable=False)
-        ],
-        remote_region: int,
-        remote: Annotated[
-            NDArray[numpy.int64], dict(shape=(None, 4), order="C", device="cpu", writable=False)
-        ],
-        indices: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-        checksums: Annotated[
-            NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-        keys: Annotated[
-            NDArray[numpy.uint8], dict(shape=(None, 16), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-    ) -> None:
+    def __init__(self, agent: LinkAgent, region: int, local: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], remote_region: int, remote: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], indices: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, checksums: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)] | None = None) -> None:
         """
         Blocks are (n, 4) int64 rows of offset, stride, count and bytes, of `region` of this agent and `remote_region` of the peer. `indices` (n,) uint32 names them in the lease; None: they lie within a lease of a range. `checksums` (n,) uint64 are expected, under `keys` (n, 16) uint8.
         """

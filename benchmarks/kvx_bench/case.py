@@ -24,12 +24,14 @@ class Options:
         path: Directory for what must lie on a disk.
         threads: Copy threads of the cache and of its limit line.
         driver: Library of the CUDA driver.
+        nixl_python: A Python that can import NIXL, to compare transfers with; None for none.
     """
 
     is_quick: bool
     path: Path
     threads: int
     driver: str = DRIVER
+    nixl_python: Path | None = None
 
     @property
     def repeats(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from kvx.errors import UsageError
 from kvx_bench.case import DRIVER, Options
 from kvx_bench.cases.checksum import ChecksumCase
 from kvx_bench.cases.dram import DramCase
@@ -19,7 +20,10 @@ from kvx_bench.cases.gpu import GpuCase
 from kvx_bench.cases.index import IndexCase
 from kvx_bench.cases.nvme import NvmeCase
 from kvx_bench.cases.plan import PlanCase
+from kvx_bench.cases.transfer import TransferCase
 from kvx_bench.machine import describe_machine
+from kvx_bench.transfer.matrix import command as matrix_command
+from kvx_bench.transfer.matrix import options as matrix
 
 if TYPE_CHECKING:
     import argparse
@@ -27,13 +31,21 @@ if TYPE_CHECKING:
     from kvx_bench.case import Case
     from kvx_bench.row import Row
 
-_WIDTH_MIN = 100
+_WIDTH_MIN = 170
 
 HELP = "measure this machine and kvx on it; every row beside its limit"
 
 CASES: dict[str, Case] = {
     case.name: case
-    for case in (ChecksumCase(), IndexCase(), PlanCase(), DramCase(), NvmeCase(), GpuCase())
+    for case in (
+        ChecksumCase(),
+        IndexCase(),
+        PlanCase(),
+        DramCase(),
+        TransferCase(),
+        NvmeCase(),
+        GpuCase(),
+    )
 }
 
 
@@ -43,8 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="smaller sizes: within 20 s")
     parser.add_argument("--path", type=Path, help="directory on the disk to measure")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="copy threads")
+    parser.add_argument("--threads", type=int, help="copy threads; one a CPU by default")
+    parser.add_argument(
+        "--nixl-python", type=Path, metavar="PYTHON", help="one that imports nixl_cu13: transfers"
+    )
     parser.add_argument("--driver", default=DRIVER, help="library of the CUDA driver to measure")
+    matrix.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,11 +68,18 @@ def run(options: argparse.Namespace) -> int:
     console = Console()
     # A table that is cut off is worth less than one that wraps in a narrow window.
     console.width = max(console.width, _WIDTH_MIN)
+    if matrix.is_asked(options):
+        if options.name != TransferCase.name:
+            raise UsageError(f"{options.name} takes no options of `kvx bench transfer`")
+        return matrix_command.run(options, console)
     names = list(CASES) if options.name == "all" else [options.name]
     rows: list[Row] = []
     skipped = 0
     with tempfile.TemporaryDirectory(prefix="kvx-bench-", dir=options.path or ".") as directory:
-        settings = Options(options.quick, Path(directory), options.threads, options.driver)
+        threads = options.threads or os.cpu_count() or 1
+        settings = Options(
+            options.quick, Path(directory), threads, options.driver, options.nixl_python
+        )
         for name in names:
             case = CASES[name]
             reason = case.why_not(settings)
@@ -70,8 +93,10 @@ def run(options: argparse.Namespace) -> int:
                     status.update(f"{name}: {row.key} done")
     console.print(_table(rows))
     for row in rows:
-        if row.note:
-            console.print(f"[dim]{row.key}: {row.note}[/]", soft_wrap=True)
+        remarks = [*(f"{ratio:.2f} x {name}" for name, ratio in row.ratios.items()), row.note]
+        if any(remarks):
+            told = "; ".join(filter(None, remarks))
+            console.print(f"[dim]{row.key}: {told}[/]", soft_wrap=True)
     if options.json is not None:
         machine = describe_machine(options.driver)
         report = {"machine": machine, "rows": [asdict(row) for row in rows]}
@@ -85,6 +110,7 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("key", no_wrap=True)
     for heading in ("GB/s", "M/s", "limit", "ratio", "CPU s/GB", "p50 us", "p99 us"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("limit is", no_wrap=True)
     for row in rows:
         limit = row.limit if row.per_s is None or row.limit is None else row.limit / 1e6
         table.add_row(
@@ -96,6 +122,7 @@ def _table(rows: list[Row]) -> Table:
             _number(row.cpu_s_per_gb, 3),
             _number(row.p50_us, 1),
             _number(row.p99_us, 1),
+            row.limit_name,
         )
     return table
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 GB = 1e9
 
@@ -24,7 +25,10 @@ class Row:
         per_s: Things a second; None where `gb_per_s` counts.
         limit: What the same work could reach at most, in the same unit, same run; None if unknown.
         ratio: Median of the paired ratios to the limit.
-        cpu_s_per_gb: CPU seconds of this process for 1e9 bytes.
+        limit_name: What the limit is, where rows of one run have several.
+        ratios: The same to whatever else is worth comparing with, by its name.
+        cpu_s_per_gb: CPU seconds for 1e9 bytes, of every process that has part in it.
+        cpu_share: CPU seconds a second, of every process that has part in it.
         p50_us: Median latency of one operation, microseconds.
         p99_us: 99th percentile of it.
         note: What else the reader must know.
@@ -35,7 +39,10 @@ class Row:
     per_s: float | None = None
     limit: float | None = None
     ratio: float | None = None
+    limit_name: str = ""
+    ratios: Mapping[str, float] = field(default_factory=dict)
     cpu_s_per_gb: float | None = None
+    cpu_share: float | None = None
     p50_us: float | None = None
     p99_us: float | None = None
     note: str = ""
@@ -82,10 +89,10 @@ def throughput_row(
 
 
 def percentiles_us(seconds: list[float]) -> tuple[float, float]:
-    """Return p50 and p99 in microseconds."""
+    """Return p50 and p99 in microseconds: the smallest values that so many are not above."""
     ordered = sorted(seconds)
-    last = len(ordered) - 1
-    return ordered[last // 2] * 1e6, ordered[min(last, int(last * 0.99))] * 1e6
+    p50, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.99))
+    return p50 * 1e6, p99 * 1e6
 
 
 def median(values: Iterable[float]) -> float:

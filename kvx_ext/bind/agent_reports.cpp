@@ -11,7 +11,7 @@ namespace kvx::bind {
 
 namespace {
 
-nb::dict info(const PyAgent& self, uint64_t connection) {
+nb::typed<nb::dict, nb::str, nb::object> info(const PyAgent& self, uint64_t connection) {
   ConnectionInfo found;
   Status status;
   {
@@ -19,7 +19,7 @@ nb::dict info(const PyAgent& self, uint64_t connection) {
     status = self.agent->info(connection, &found);
   }
   raise_if_error(status);
-  nb::dict fields;
+  nb::typed<nb::dict, nb::str, nb::object> fields;
   fields["peer"] = found.peer;
   fields["is_unix"] = found.is_unix;
   fields["is_dialled"] = found.is_dialled;
@@ -37,13 +37,13 @@ nb::dict info(const PyAgent& self, uint64_t connection) {
   return fields;
 }
 
-nb::dict stats(const PyAgent& self) {
+nb::typed<nb::dict, nb::str, int64_t> stats(const PyAgent& self) {
   AgentStats seen;
   {
     nb::gil_scoped_release release;
     seen = self.agent->stats();
   }
-  nb::dict fields;
+  nb::typed<nb::dict, nb::str, int64_t> fields;
   fields["connections"] = seen.connections;
   fields["regions"] = seen.regions;
   fields["region_bytes"] = seen.region_bytes;

@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kHugePageBytes = 2 << 20;
 constexpr int64_t kPrefaultStepBytes = 32 << 20;
-constexpr int kCollapse = 25;    // MADV_COLLAPSE of <linux/mman.h>, since 6.1
+constexpr int kCollapse = 25;   // MADV_COLLAPSE of <linux/mman.h>, since 6.1
 constexpr int kPreferNode = 1;  // MPOL_PREFERRED of <linux/mempolicy.h>
 
 Status failed(const char* call, int64_t bytes) {

@@ -170,9 +170,10 @@ void test_storm(Case one, std::mt19937_64& random) {
                         static_cast<size_t>(bytes)) == 0);
     }
     if (what > 2) CHECK(job->state() == kvx::JobState::kDone);
-    fill(random, two.theirs.data(), bytes);  // nobody is at work any more
+    // Only now does its owner know that nobody is at work there any more.
+    CHECK(two.other->revoke(ref.id, 5.0).ok());
+    fill(random, two.theirs.data(), bytes);
     fill(random, two.ours.data(), bytes);
-    (void)two.other->revoke(ref.id, 5.0);
   }
   CHECK(two.one->stats().running == 0 && two.one->stats().quarantined == 0);
   CHECK(two.one->quarantine().empty() && two.other->stats().served == 0);

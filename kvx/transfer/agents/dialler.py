@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DIAL_S_MAX = 5.0
+# Whoever has not answered after so long may be out of reach from here, though not from there.
+_PROMISING_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +72,7 @@ class Attempt:
     address: str
     lane: int
     is_local: bool
+    began: float
 
 
 def routes(card: AgentCard, here: HostIdentity, *, is_unix_first: bool) -> list[Address | Door]:
@@ -160,8 +163,12 @@ class Dialler:
                 wish.due, wish.place = self._clock(), 0
 
     def is_dialling(self, name: str) -> bool:
-        """Return whether an attempt at this name is under way."""
-        return any(wish.name == name and wish.connection for wish in self._wishes.values())
+        """Return whether an attempt at this name is under way, and still likely to succeed."""
+        since = self._clock() - _PROMISING_S
+        return any(
+            attempt.wish.name == name and attempt.lane == 0 and attempt.began >= since
+            for attempt in self._attempts.values()
+        )
 
     def next_due(self) -> float:
         """Return when `dial` has something to do, if nothing else happens."""
@@ -233,7 +240,7 @@ class Dialler:
             if lane == 0:
                 self._plan_next(wish, f"{_shown(where)}: {error}")
             return
-        self._attempts[connection] = Attempt(wish, _shown(where), lane, is_local)
+        self._attempts[connection] = Attempt(wish, _shown(where), lane, is_local, self._clock())
         if lane == 0:
             wish.connection = connection
 

@@ -215,9 +215,7 @@ class _Assembly:
             self.identity, self.key, here=self.here, addresses=listeners.told(),
             backend_cards=ways.cards, wall_ns=self.wall_ns,
         )  # fmt: skip
-        reception = Reception(
-            core, self.identity, self.key, config, roster=roster, dialler=dialler, clock=clock
-        )
+        reception = Reception(core, self.identity, self.key, config, roster=roster, dialler=dialler)
         membership = Membership(
             core, config, roster=roster, dialler=dialler, reception=reception, issuer=issuer,
             clock=clock,

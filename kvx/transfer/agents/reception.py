@@ -17,8 +17,6 @@ from kvx.transfer.agents.handshake import Handshake, Introduction, Refusal, Step
 from kvx.transfer.agents.peer_state import PeerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvx.transfer.agents.config import AgentConfig
     from kvx.transfer.agents.dialler import Dialler
     from kvx.transfer.agents.identity import Identity
@@ -60,7 +58,6 @@ class Reception:
         *,
         roster: Roster,
         dialler: Dialler,
-        clock: Callable[[], float],
     ) -> None:
         """Begin with nobody at the door."""
         self._core = core
@@ -69,7 +66,6 @@ class Reception:
         self._config = config
         self._roster = roster
         self._dialler = dialler
-        self._clock = clock
         self._greetings: dict[int, Handshake] = {}
 
     def opened(self, connection: int) -> None:
@@ -149,14 +145,13 @@ class Reception:
     def _judge(self, claim: Introduction) -> Refusal | None:
         """Return what speaks against a connection, by a claim that is not proven yet."""
         record = self._roster.current(claim.identity.name)
-        if record is None:
-            if len(self._roster) >= self._config.peers_max:
-                return Refusal(Why.CAPACITY, f"{self._me.name} knows as many agents as it may")
-            return None
-        if record.identity.incarnation != claim.identity.incarnation:
+        if record is None and len(self._roster) >= self._config.peers_max:
+            return Refusal(Why.CAPACITY, f"{self._me.name} knows as many agents as it may")
+        if record is not None and record.identity.incarnation != claim.identity.incarnation:
             return self._judge_other_life(record, claim.identity)
         if claim.lane > 0:
-            return None if record.is_introduced else Refusal(Why.PROTOCOL, "a second lane first")
+            is_due = record is not None and record.is_introduced
+            return None if is_due else Refusal(Why.PROTOCOL, "a second connection comes first")
         if claim.is_dialler:
             return self._judge_their_dial(record, claim.identity)
         return self._judge_our_dial(record, claim.identity)
@@ -171,21 +166,23 @@ class Reception:
             )
         return None
 
-    def _judge_their_dial(self, record: PeerRecord, identity: Identity) -> Refusal | None:
+    def _judge_their_dial(self, record: PeerRecord | None, identity: Identity) -> Refusal | None:
+        """Refuse a dial that crosses ours. What is up already they have lost, or will let be."""
         if self._me.rank > identity.rank:
             return None
-        # What has stood for long is not a dial that crossed theirs: they have lost it.
-        newest = max((lane.began for lane in record.lanes.values() if lane.is_dialled), default=0.0)
-        is_crossing = self._dialler.is_dialling(identity.name) or (
-            newest > 0.0 and self._clock() - newest < self._config.greeting_s
+        is_ours_young = record is not None and any(
+            lane.is_dialled and not lane.is_introduced for lane in record.lanes.values()
         )
-        return Refusal(Why.DUPLICATE, "this agent has dialled, too") if is_crossing else None
+        if is_ours_young or self._dialler.is_dialling(identity.name):
+            return Refusal(Why.DUPLICATE, "this agent has dialled, too")
+        return None
 
-    def _judge_our_dial(self, record: PeerRecord, identity: Identity) -> Refusal | None:
+    def _judge_our_dial(self, record: PeerRecord | None, identity: Identity) -> Refusal | None:
+        """Give our dial up when the peer is there already, or theirs goes before ours."""
         is_theirs_coming = self._me.rank > identity.rank and any(
             greeting.claimed == identity and self._dialler.attempt(connection) is None
             for connection, greeting in self._greetings.items()
         )
-        if is_theirs_coming or record.state is PeerState.UP:
+        if is_theirs_coming or (record is not None and record.state is PeerState.UP):
             return Refusal(Why.DUPLICATE, "the two agents are connected already")
         return None

@@ -137,6 +137,7 @@ class FakeCore:
         self.events: deque[Event] = deque()
         self.is_closed = False
         self.refused: list[str] = []
+        self.cut: list[str] = []  # after they were approved
         self.pulls: dict[int, str] = {}
         self._next = 1
 
@@ -207,6 +208,8 @@ class FakeCore:
         if found is None:
             raise PeerLost("no such connection")
         self.refused.append(reason)
+        if found.peer:
+            self.cut.append(reason)
         self.end(found, reason)
 
     def info(self, connection: int) -> dict[str, object]:

@@ -143,6 +143,16 @@ def test_gossip_brings_cards_of_those_never_met() -> None:
     assert other.roster.current("spoke-0") is not None
 
 
+def test_news_travels_along_a_chain() -> None:
+    network = FakeNetwork()
+    chain = [network.open("a-0", key=TEXT_KEY, listen=LOCAL)]
+    for number in range(1, 4):
+        peers = chain[-1].listeners.addresses
+        chain.append(network.open(f"a-{number}", key=TEXT_KEY, listen=LOCAL, peers=peers))
+        network.advance(0.5)
+    assert chain[0].book.names() == ["a-1", "a-2", "a-3"]
+
+
 def test_without_gossip_nothing_is_passed_on() -> None:
     _, one, _ = open_three(FakeNetwork(), gossip=False)
     assert one.book.names() == ["hub"]

@@ -81,6 +81,7 @@ def test_other_keys_are_refused_and_nothing_is_told_of_them(
     refusal = accepter.refusal or dialler.refusal
     assert refusal is not None
     assert refusal.why is Why.KEY
+    assert ("has none" in refusal.text) == (None in keys)
     assert b"horse" not in b"".join(sent)
     assert b"xxxx" not in b"".join(sent)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvx.errors import UsageError
+from kvx.transfer.agents.dialler import Attempt
+from kvx.transfer.agents.messages import OwnCard, encode
 from kvx.transfer.agents.peer_state import (
     PeerChanged,
     PeerDown,
@@ -78,6 +80,7 @@ def test_crossing_dials_leave_the_one_of_the_smaller(
     assert lanes(smaller, larger.identity.name) == [(0, True), (1, True)]
     assert lanes(larger, smaller.identity.name) == [(0, False), (1, False)]
     assert len(told(smaller, PeerUp)) == len(told(larger, PeerUp)) == 1
+    assert one.core.cut == other.core.cut == []
 
 
 def test_crossing_dials_by_address_settle_on_one(network: FakeNetwork) -> None:
@@ -88,7 +91,52 @@ def test_crossing_dials_by_address_settle_on_one(network: FakeNetwork) -> None:
         agent.dialler.dial(agent.membership.is_connected)
     network.advance(2.0)
     assert state(one, "b") is state(other, "a") is PeerState.UP
+    assert one.core.cut == other.core.cut == []
     assert len(lanes(one, "b")) == len(lanes(other, "a")) == 1
+    assert len(told(one, PeerUp)) == len(told(other, PeerUp)) == 1
+
+
+def test_who_can_be_reached_from_one_side_only_is_not_kept_waiting(network: FakeNetwork) -> None:
+    """The smaller one's dial is swallowed by a firewall; the larger one's gets through."""
+    one = network.open("a", key=KEY, listen=LOCAL)
+    other = network.open("b", key=KEY, listen=LOCAL)
+    with one.roster.changed:
+        one.discovery.take(other.issuer.card, other.issuer.data)
+        wish = one.dialler.wish("b", "b")
+    wish.connection = network.cores[0].add("10.0.0.1:1", is_unix=False).number
+    one.dialler._attempts[wish.connection] = Attempt(wish, "10.0.0.1:1", 0, False, network.now)
+    other.dialler.wish(one.listeners.addresses[0])
+    network.advance(0.5)
+    assert state(other, "a") is None
+    network.advance(2.5)
+    assert state(one, "b") is state(other, "a") is PeerState.UP
+
+
+def test_dialling_who_is_connected_already_changes_nothing(network: FakeNetwork) -> None:
+    one = network.open("a", key=KEY, listen=LOCAL, connections=1)
+    other = network.open("b", key=KEY, listen=LOCAL, connections=1)
+    join(network, one, other)
+    for agent, address in ((other, one.listeners.addresses[0]), (one, "tcp://127.0.0.1:7777")):
+        network.listeners["127.0.0.1:7777"] = network.cores[1]
+        wish = agent.dialler.wish(address)
+        network.advance(0.5)
+        assert wish.name in ("a", "b")
+        assert wish.due == float("inf")
+    assert lanes(one, "b") == [(0, True)]
+    assert lanes(other, "a") == [(0, False)]
+    assert one.core.cut == other.core.cut == []
+    assert one.core.refused == ["the two agents are connected already"]
+
+
+def test_the_card_of_somebody_else_is_not_taken(network: FakeNetwork) -> None:
+    one, other = network.open("a", key=KEY), network.open("b", key=KEY, listen=LOCAL)
+    third = network.open("c", key=KEY)
+    join(network, one, other)
+    record = one.roster.current("b")
+    assert record is not None
+    one.core.send_message(next(iter(record.lanes)), encode(OwnCard(third.issuer.data)))
+    network.settle()
+    assert any("the card of c, another agent" in reason for reason in other.core.cut)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Transfers between two agents, beside what else could have moved the same bytes."""

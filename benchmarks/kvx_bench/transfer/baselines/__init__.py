@@ -1,0 +1,1 @@
+"""What else moves bytes from one process to another; each brings its own second process."""

@@ -1,0 +1,122 @@
+"""A second process that does what it is asked, one JSON object a line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from kvx.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_PATIENCE_S = 60.0
+_GOODBYE_S = 5.0
+
+
+class Child:
+    """A program that was started afresh, not forked: no thread or lock of ours is in it.
+
+    It finds a socket at the descriptor whose number is its last argument, reads requests from it
+    and answers each with one line. It has to end when the socket does.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start it; `command` is everything but the last argument."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        ours.settimeout(_PATIENCE_S)
+        self.socket = ours
+        self._lines = ours.makefile("rb")
+
+    @classmethod
+    def of_module(cls, module: str, *, python: Path | None = None) -> Child:
+        """Start a module of ours with this Python's path, under this Python or another one.
+
+        What another one has installed is found behind what this one has.
+        """
+        program = f"import sys; sys.path[:] = list(dict.fromkeys([*{sys.path!r}, *sys.path])); "
+        program += f"import runpy; runpy.run_module({module!r}, run_name='__main__', "
+        program += "alter_sys=False)"
+        return cls([str(python or sys.executable), "-c", program])
+
+    def __enter__(self) -> Self:
+        """Nothing but the child."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End it."""
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def ask(self, **request: object) -> dict[str, Any]:
+        """Send a request and return the answer.
+
+        Raises:
+            UnavailableError: It ended, said nothing in time, or answered with an error.
+        """
+        self._send(request)
+        return self._answer(request)
+
+    def ask_for_fd(self, **request: object) -> tuple[int, dict[str, Any]]:
+        """Send a request that is answered with a descriptor, then with a line."""
+        self._send(request)
+        # One byte alone: a reader of lines would have read on, and lost what came with it.
+        _, (fd,), _, _ = socket.recv_fds(self.socket, 1, 1)
+        return fd, self._answer(request)
+
+    def close(self) -> None:
+        """Hang up, and stop it if that does not end it."""
+        self._lines.close()
+        self.socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GOODBYE_S)
+            return
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, request: dict[str, object]) -> None:
+        try:
+            self.socket.sendall(json.dumps(request).encode() + b"\n")
+        except ConnectionError as error:
+            raise self._ended(request) from error
+
+    def _answer(self, request: dict[str, object]) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+        except ConnectionError as error:
+            raise self._ended(request) from error
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"the second process did not {request.get('do')} within {_PATIENCE_S:g} s"
+            ) from error
+        if not line:
+            raise self._ended(request)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UnavailableError(str(answer["error"]))
+        return answer
+
+    def _ended(self, request: dict[str, object]) -> UnavailableError:
+        try:
+            code = str(self._process.wait(_GOODBYE_S))
+        except subprocess.TimeoutExpired:
+            code = "no exit code yet"
+        return UnavailableError(
+            f"the second process ended with {code} when it was asked to {request.get('do')}; "
+            "what it wrote above says why"
+        )
