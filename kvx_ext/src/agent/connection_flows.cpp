@@ -115,10 +115,10 @@ void Connection::release_flows() {
   }
   writes_.clear();
   for (auto& record : lost) {
-    later_.push_back([core = core_, record] { core->lose(*record); });
+    later_.push_back([core = core_, record = record] { core->lose(*record); });
   }
   for (auto& [wire_id, record] : pulls_) {
-    later_.push_back([core = core_, record] { core->lose(*record); });
+    later_.push_back([core = core_, record = record] { core->lose(*record); });
   }
   pulls_.clear();
   for (auto& [wire_id, serving] : serving_) sender_.drop(serving.get(), *stream_);

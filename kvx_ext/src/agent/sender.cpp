@@ -12,11 +12,15 @@ namespace {
 
 constexpr size_t kRowsAtOnce = 512;
 constexpr size_t kHeadBytes = 64 << 10;
+// What a waiting frame takes besides its bytes; of a pong, most of it.
+constexpr size_t kFrameOverheadBytes = 128;
 // Referring to pages costs about 50 ns each, copying 4 KiB five times that; but a row that is
 // smaller than a page costs as much as a whole one.
 constexpr uint32_t kLentBytes = 128 << 10;
 constexpr size_t kLentRowBytes = 16 << 10;
 constexpr std::array<uint8_t, 64 << 10> kBlank{};
+
+int64_t cost_of(size_t bytes) { return static_cast<int64_t>(bytes + kFrameOverheadBytes); }
 
 void append_header(std::vector<uint8_t>& target, const wire::Header& header) {
   const size_t at = target.size();
@@ -32,7 +36,7 @@ void Sender::queue(wire::Type type, uint64_t id, std::span<const uint8_t> body, 
   append_header(frame.bytes, {.type = type, .bytes = static_cast<uint32_t>(body.size()), .id = id});
   frame.bytes.insert(frame.bytes.end(), body.begin(), body.end());
   if (fd >= 0) frame.fd = UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 0));
-  queued_bytes_ += static_cast<int64_t>(frame.bytes.size());
+  queued_bytes_ += cost_of(frame.bytes.size());
   frames_.push_back(std::move(frame));
 }
 
@@ -73,14 +77,14 @@ void Sender::take_frames() {
   if (head_.empty() && !frames_.empty() && frames_.front().fd) {
     head_fd_ = std::move(frames_.front().fd);
     head_ = std::move(frames_.front().bytes);
-    queued_bytes_ -= static_cast<int64_t>(head_.size());
+    queued_bytes_ -= cost_of(head_.size());
     frames_.pop_front();
     return;
   }
   while (!frames_.empty() && !frames_.front().fd && head_.size() < kHeadBytes) {
     const std::vector<uint8_t>& bytes = frames_.front().bytes;
     head_.insert(head_.end(), bytes.begin(), bytes.end());
-    queued_bytes_ -= static_cast<int64_t>(bytes.size());
+    queued_bytes_ -= cost_of(bytes.size());
     frames_.pop_front();
   }
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,11 +198,18 @@ def test_answers_that_nobody_takes(owner: Owner) -> None:
     """Pings without end, of which no answer is read: the connection ends, and memory is bounded."""
     ping = frames.frame(Type.PING, number=1) * 4096
     owner.link.plain.settimeout(20.0)
-    sent = 0
+    before = _rss_bytes()
+    most = sent = 0
     try:
         while sent < 1 << 30:
             owner.link.send(ping)
             sent += len(ping)
+            most = max(most, _rss_bytes() - before)
     except OSError:
         pass
     assert sent < 1 << 30, "a GiB of pings was taken, and their answers are kept"
+    assert most < 256 << 20, f"{most >> 20} MiB of answers were kept"
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
