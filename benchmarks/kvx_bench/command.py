@@ -110,7 +110,13 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("key", no_wrap=True)
     for heading in ("GB/s", "M/s", "limit", "ratio", "CPU s/GB", "p50 us", "p99 us"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("limit is", no_wrap=True)
+    # What few benchmarks have.
+    has_shares = any(row.cpu_share is not None for row in rows)
+    has_names = any(row.limit_name for row in rows)
+    if has_shares:
+        table.add_column("CPU %", justify="right", no_wrap=True)
+    if has_names:
+        table.add_column("limit is", no_wrap=True)
     for row in rows:
         limit = row.limit if row.per_s is None or row.limit is None else row.limit / 1e6
         table.add_row(
@@ -122,7 +128,8 @@ def _table(rows: list[Row]) -> Table:
             _number(row.cpu_s_per_gb, 3),
             _number(row.p50_us, 1),
             _number(row.p99_us, 1),
-            row.limit_name,
+            *([_number(None if row.cpu_share is None else row.cpu_share * 100)] * has_shares),
+            *([row.limit_name] * has_names),
         )
     return table
 
