@@ -10,6 +10,8 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_DRAM_CAPACITY       overrides `capacity` of the DRAM tier
     KVX_NVME_CAPACITY       overrides `capacity` of the NVMe tier
     KVX_NVME_PATH           overrides `path` of the NVMe tier
+    KVX_PEER_KEY            overrides `key` of the peer tier, so that no secret has to stand in a
+                            file; stronger than `key_file`
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
 
@@ -19,6 +21,7 @@ The only module that reads the environment, once per `CacheConfig.load`:
 import dataclasses
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +46,7 @@ from kvx.records import (
 from kvx.tier_config import DramTierConfig, TierConfig, decode_tiers
 
 TierT = TypeVar("TierT", bound=TierConfig)
+_KEY_FILE_BYTES_MAX = 4096
 
 
 class IoBackend(StrEnum):
@@ -146,7 +150,7 @@ class CacheConfig:
     """Everything `TieredCache.open` wants to know.
 
     Attributes:
-        tiers: From the top down: HBM if there is one, DRAM, NVMe if there is one.
+        tiers: From the top down: HBM if there is one, DRAM, NVMe and peers if there are.
         tenants: Tenants with a salt or a quota; others need no entry.
         deadline_s: Seconds a transfer may take unless the call says otherwise.
         copy_threads: Threads that copy; 0 for one a CPU.
@@ -239,6 +243,25 @@ def runtime_directory(environment: Mapping[str, str] = os.environ) -> Path:
     return base / "kvx" if base.is_absolute() else Path(f"/tmp/kvx-{os.getuid()}")  # noqa: S108 - checked by its user
 
 
+def read_key(path: Path) -> bytes:
+    """Return the key in a file, without white space around it.
+
+    Raises:
+        ConfigError: It cannot be read, or others than its owner may.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            key = file.read(_KEY_FILE_BYTES_MAX + 1).strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: the key cannot be read: {error.strerror}") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(f"{path}: others may read the key; chmod 600 {path}")
+    if len(key) > _KEY_FILE_BYTES_MAX:
+        raise ConfigError(f"{path}: more than {_KEY_FILE_BYTES_MAX} bytes are no key")
+    return key
+
+
 def _read(source: object) -> object:
     if not isinstance(source, str | Path):
         raise ConfigError(f"a configuration is a mapping or the path of a file, not {source!r}")
@@ -272,11 +295,13 @@ def _with_environment(config: CacheConfig, environment: Mapping[str, str]) -> Ca
         values: dict[str, object] = {
             one.name: getattr(tier, one.name) for one in dataclasses.fields(tier)
         }
-        for name in ("capacity", "path"):
+        for name in ("capacity", "path", "key"):
             value = environment.get(f"KVX_{tier.kind.upper()}_{name.upper()}")
-            if value is not None:
+            if value is not None and not {name, f"{name}_bytes"}.isdisjoint(values):
                 values.pop(f"{name}_bytes", None)
                 values[name] = value
+                if name == "key":
+                    values["key_file"] = None
         tiers.append(values)
     plain["tiers"] = tiers
     plain["tenants"] = [

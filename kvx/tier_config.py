@@ -1,14 +1,14 @@
 """Configuration of the tiers: one frozen dataclass a kind, and the list of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from kvx.errors import ConfigError
-from kvx.records import decode, prefixed, rejected, setting, validate
+from kvx.records import Setting, decode, prefixed, rejected, setting, validate
 
-_LATER_KINDS = ("s3", "peer")
+_LATER_KINDS = ("s3",)
 
 
 class Eviction(StrEnum):
@@ -157,8 +157,76 @@ class NvmeTierConfig:
         validate(self)
 
 
-TierConfig = HbmTierConfig | DramTierConfig | NvmeTierConfig
-_KINDS = {"hbm": HbmTierConfig, "dram": DramTierConfig, "nvme": NvmeTierConfig}
+def _texts(source: object) -> tuple[str, ...]:
+    """Decode a text, or a list of them."""
+    found = (source,) if isinstance(source, str) else source
+    if not isinstance(found, Sequence) or isinstance(found, bytes):
+        raise ConfigError(f" is {source!r}, but a list of texts is needed")
+    for place, one in enumerate(found):
+        if not isinstance(one, str) or not one:
+            raise rejected(f"[{place}]", one, "an address, or the name of an agent")
+    return tuple(found)
+
+
+def _list_of_texts() -> tuple[str, ...]:
+    empty: tuple[str, ...] = ()
+    return field(default=empty, metadata={"setting": Setting(decode=_texts)})
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTierConfig:
+    """The peer tier: blocks that caches of other processes hold.
+
+    Attributes:
+        peers: Whom to be connected with: addresses, or names of agents whose cards come by the
+            `directory` or by hearsay. Whoever connects to us is read from, too.
+        deadline_s: Most seconds one peer is given for a window of blocks, before the next is asked.
+        max_in_flight_bytes: Most bytes on their way from peers at a time, and most bytes of ours
+            that are held for them.
+        serve: Whether peers may read what this cache holds.
+        known_blocks_max: Most blocks remembered of each tier of each peer.
+        publish_s: How long changes are gathered before peers are told.
+        name: Of our agent; empty for one made of the host's name.
+        listen: Addresses to listen on besides a socket file for this host.
+        key: Secret that all agents share; never shown. Better given by KVX_PEER_KEY.
+        key_file: File with the key instead, for its owner alone.
+        directory: Shared directory in which agents find each other's cards; None for none.
+    """
+
+    peers: tuple[str, ...] = _list_of_texts()
+    kind: str = "peer"
+    deadline_s: float = setting(0.5, minimum=0.001)
+    max_in_flight_bytes: int = setting(256 << 20, minimum=64 << 10)
+    serve: bool = True
+    known_blocks_max: int = setting(1 << 20, minimum=1024, maximum=100_000_000)
+    publish_s: float = setting(0.05, minimum=0.001, maximum=60)
+    name: str = ""
+    listen: tuple[str, ...] = _list_of_texts()
+    key: str = setting("", is_secret=True)
+    key_file: Path | None = None
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+        if self.key and self.key_file is not None:
+            raise ConfigError(
+                "key_file: the key is given already; one of them is enough", key="key_file"
+            )
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether it says anything of the agent itself."""
+        return bool(self.name or self.listen or self.key or self.key_file or self.directory)
+
+
+TierConfig = HbmTierConfig | DramTierConfig | NvmeTierConfig | PeerTierConfig
+_KINDS = {
+    "hbm": HbmTierConfig,
+    "dram": DramTierConfig,
+    "nvme": NvmeTierConfig,
+    "peer": PeerTierConfig,
+}
 
 
 def decode_tiers(source: object) -> tuple[TierConfig, ...]:
@@ -172,7 +240,8 @@ def decode_tiers(source: object) -> tuple[TierConfig, ...]:
     found = tuple(_tier(place, one) for place, one in enumerate(source))
     kinds = [tier.kind for tier in found]
     if "dram" not in kinds or kinds != [kind for kind in _KINDS if kind in kinds]:
-        raise rejected("", kinds, "hbm, dram, nvme in this order, each at most once, with dram")
+        accepted = "hbm, dram, nvme, peer in this order, each at most once, with dram"
+        raise rejected("", kinds, accepted)
     return found
 
 
@@ -182,9 +251,9 @@ def _tier(place: int, source: object) -> TierConfig:
     try:
         kind = source.get("kind") if isinstance(source, Mapping) else None
         if kind in _LATER_KINDS:
-            raise rejected("kind", kind, "hbm, dram or nvme; the others are not in this version")
+            raise rejected("kind", kind, "hbm, dram, nvme or peer; s3 is not in this version")
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise rejected("kind", kind, "hbm, dram or nvme")
+            raise rejected("kind", kind, "hbm, dram, nvme or peer")
         return decode(_KINDS[kind], source)
     except ConfigError as error:
         raise prefixed(error, f"[{place}]") from None

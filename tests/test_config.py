@@ -18,6 +18,7 @@ from kvx.tier_config import (
     Durability,
     Eviction,
     NvmeTierConfig,
+    PeerTierConfig,
     Prefault,
     WriteMode,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 DRAM: Mapping[str, object] = {"kind": "dram", "capacity": "64MiB"}
 HBM: Mapping[str, object] = {"kind": "hbm", "capacity": "8MiB"}
 NVME: Mapping[str, object] = {"kind": "nvme", "path": "kvx-data", "capacity": "1GiB"}
+PEER: Mapping[str, object] = {"kind": "peer", "peers": ["b"]}
 
 YAML = """
 tiers:
@@ -44,6 +46,7 @@ tiers:
     deadline_s: 12
     extent: 1GiB
     queue_depth: 128
+  - {kind: peer, peers: ["tcp://a:7000", b], serve: false, max_in_flight: 1GiB, key_file: /k}
 tenants:
   - {name: a, salt: pepper, dram_quota: 1GiB, nvme_quota: 10GiB}
 deadline_s: 2.5
@@ -85,6 +88,13 @@ queue_depth = 128
 min_frequency = 2
 bytes_per_day = "200GB"
 
+[[tiers]]
+kind = "peer"
+peers = ["tcp://a:7000", "b"]
+serve = false
+max_in_flight = "1GiB"
+key_file = "/k"
+
 [[tenants]]
 name = "a"
 salt = "pepper"
@@ -113,6 +123,12 @@ EVERYTHING = CacheConfig(
             deadline_s=12.0,
             extent_bytes=1 << 30,
             queue_depth=128,
+        ),
+        PeerTierConfig(
+            peers=("tcp://a:7000", "b"),
+            serve=False,
+            max_in_flight_bytes=1 << 30,
+            key_file=Path("/k"),
         ),
     ),
     tenants=(TenantConfig("a", "pepper", 1 << 30, 10 << 30),),
@@ -171,10 +187,16 @@ def test_defaults() -> None:
         ({"tiers": [NVME, DRAM]}, "tiers", ["['nvme', 'dram']", "in this order"]),
         ({"tiers": [DRAM, DRAM]}, "tiers", ["['dram', 'dram']", "at most once"]),
         ({"tiers": [DRAM, NVME, NVME]}, "tiers", ["at most once"]),
-        ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "dram or nvme"]),
-        ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "dram or nvme"]),
+        ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "nvme or peer"]),
+        ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "nvme or peer"]),
         ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].kind", ["'s3'", "not in this version"]),
-        ({"tiers": [7]}, "tiers[0].kind", ["None", "dram or nvme"]),
+        ({"tiers": [PEER, DRAM]}, "tiers", ["['peer', 'dram']", "in this order"]),
+        ({"tiers": [DRAM, {**PEER, "peer": []}]}, "tiers[1].peer", ["'peers'"]),
+        ({"tiers": [DRAM, {**PEER, "peers": [7]}]}, "tiers[1].peers[0]", ["7", "an address"]),
+        ({"tiers": [DRAM, {**PEER, "serve": 1}]}, "tiers[1].serve", ["1", "bool"]),
+        ({"tiers": [DRAM, {**PEER, "key": 99887}]}, "tiers[1].key", ["***", "str"]),
+        ({"tiers": [DRAM, {**PEER, "key": "k", "key_file": "f"}]}, "tiers[1].key_file", ["given"]),
+        ({"tiers": [7]}, "tiers[0].kind", ["None", "nvme or peer"]),
         ({"tiers": [{"kind": "dram"}]}, "tiers[0].capacity", ["missing"]),
         ({"tiers": [DRAM, {**NVME, "path": ""}]}, "tiers[1].path", ["''", "Path"]),
         ({"tiers": [DRAM, {**NVME, "capcity": 1}]}, "tiers[1].capcity", ["'capacity'"]),

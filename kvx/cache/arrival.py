@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.device import DeviceLink
+    from kvx.cache.reactor import MovingJob
 
 _SLICE_S = 0.05
 
@@ -40,7 +41,7 @@ class Arrival:
         self.progress = _core.LayerProgress(layers, link.device)
         self.layers = layers
         self._lock = threading.Lock()
-        self._jobs: list[tuple[_core.Job, npt.NDArray[np.int64]]] = []
+        self._jobs: list[tuple[MovingJob, npt.NDArray[np.int64]]] = []
         self._is_watched = is_watched
         self._is_launched = False
         self._is_sealed = False
@@ -52,7 +53,7 @@ class Arrival:
                 self._is_launched = False
             return not self._is_sealed
 
-    def add(self, job: _core.Job, rows: npt.NDArray[np.int64]) -> None:
+    def add(self, job: MovingJob, rows: npt.NDArray[np.int64]) -> None:
         """Take in a job that brings some rows of the transfer."""
         with self._lock:
             self._jobs.append((job, rows))

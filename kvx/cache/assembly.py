@@ -18,18 +18,20 @@ from kvx.cache.flusher import Flusher
 from kvx.cache.hbm import HbmTier
 from kvx.cache.instruments import Instruments
 from kvx.cache.nvme import NvmeTier
+from kvx.cache.peer.opening import check_agent, open_peers
 from kvx.cache.reactor import Reactor
 from kvx.cache.refusals import Refusals
 from kvx.cache.shared import NamespaceTable, Shared
 from kvx.cache.sightings import Sightings
 from kvx.metrics import Registry
-from kvx.tier_config import HbmTierConfig, NvmeTierConfig, Prefault
+from kvx.tier_config import HbmTierConfig, NvmeTierConfig, PeerTierConfig, Prefault
 from kvx_ext import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvx.config import CacheConfig
+    from kvx.transfer.agents.agent import Agent
 
     Progress = Callable[[str, int, int], None]
 
@@ -66,12 +68,15 @@ def assemble(
     progress: Progress | None,
     clock: Callable[[], float],
     faults: FaultInjection | None,
+    agent: Agent | None = None,
 ) -> Shared:
     """Open the tiers of a configuration; nothing is recovered and no thread runs yet.
 
     Raises:
         KvxError: As `TieredCache.open`; nothing is left open.
     """
+    check_agent(config, agent)
+    peer_config = config.tier(PeerTierConfig)
     history = _core.MissHistory(_HISTORY_ENTRIES)
     nvme_config = config.tier(NvmeTierConfig)
     with ExitStack() as undo:
@@ -79,7 +84,8 @@ def assemble(
         if nvme_config is not None:
             nvme = NvmeTier(nvme_config, history, Breaker(config.breaker), clock)
             undo.callback(nvme.close)
-        dram = DramTier(config.dram, history)
+        is_shared = peer_config is not None and peer_config.serve
+        dram = DramTier(config.dram, history, is_shared=is_shared)
         _prefault(dram, progress)
         engine = _core.Engine(
             config.copy_threads or os.cpu_count() or 1,
@@ -93,24 +99,25 @@ def assemble(
         undo.callback(device.close, is_abandoned=False)
         hbm_config = config.tier(HbmTierConfig)
         hbm = HbmTier(hbm_config, device.link().device, history) if hbm_config else None
+        shared = Shared(
+            engine=engine,
+            reactor=Reactor(engine),
+            hbm=hbm,
+            dram=dram,
+            nvme=nvme,
+            flusher=None,
+            admission=Admission(nvme_config.admission if nvme_config else None),
+            events=EventLog(config.events_capacity),
+            instruments=Instruments(Registry()),
+            history=history,
+            names=NamespaceTable(),
+            sightings=Sightings(),
+            refusals=Refusals(),
+            clock=clock,
+            device=device,
+        )
+        shared.peers = open_peers(shared, config, agent)
         undo.pop_all()
-    shared = Shared(
-        engine=engine,
-        reactor=Reactor(engine),
-        hbm=hbm,
-        dram=dram,
-        nvme=nvme,
-        flusher=None,
-        admission=Admission(nvme_config.admission if nvme_config else None),
-        events=EventLog(config.events_capacity),
-        instruments=Instruments(Registry()),
-        history=history,
-        names=NamespaceTable(),
-        sightings=Sightings(),
-        refusals=Refusals(),
-        clock=clock,
-        device=device,
-    )
     if nvme is not None:
         shared.flusher = Flusher(shared, nvme)
         if config.dram.prefault is Prefault.EAGER:
@@ -222,3 +229,15 @@ def _add_gauges(shared: Shared) -> None:
               lambda: float(nvme.used_bytes))  # fmt: skip
         gauge("kvx_dirty_blocks", "Blocks that NVMe does not hold yet",
               lambda: float(flusher.num_dirty))  # fmt: skip
+    peers = shared.peers
+    if peers is not None:
+        gauge("kvx_peer_known_blocks", "Blocks that peers which answer are known to hold",
+              lambda: float(peers.known_blocks))  # fmt: skip
+        gauge("kvx_peer_sources", "Peers that may be asked for blocks",
+              lambda: float(sum(not one.objection for one in peers.sources)))  # fmt: skip
+        gauge("kvx_peer_listeners", "Peers that are told what this cache holds",
+              lambda: float(peers.num_listeners))  # fmt: skip
+        gauge("kvx_peer_in_flight_bytes", "Bytes on their way from peers",
+              lambda: float(peers.in_flight_bytes))  # fmt: skip
+        gauge("kvx_peer_lent_bytes", "Bytes that peers may read now",
+              lambda: float(peers.lent_bytes))  # fmt: skip

@@ -26,8 +26,15 @@ class DramTier(MemoryTier):
         region: The memory; lives until the last array on it dies.
     """
 
-    def __init__(self, config: DramTierConfig, history: _core.MissHistory) -> None:
+    def __init__(
+        self, config: DramTierConfig, history: _core.MissHistory, *, is_shared: bool = False
+    ) -> None:
         """Map the memory and prefault it as configured.
+
+        Args:
+            config: The tier's configuration.
+            history: Where it is written why blocks leave.
+            is_shared: Whether processes on this host will map it to read from it.
 
         Raises:
             CapacityError: The machine does not have that much.
@@ -42,7 +49,9 @@ class DramTier(MemoryTier):
                 available_bytes=available_bytes,
             )
         self.config = config
-        region = MemoryRegion(config.capacity_bytes, numa_node=config.numa_node)
+        region = MemoryRegion(
+            config.capacity_bytes, is_shared=is_shared, numa_node=config.numa_node
+        )
         arena = Arena(
             "DRAM",
             region.address,

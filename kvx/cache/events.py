@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import logging
 import threading
 from dataclasses import dataclass
@@ -188,7 +189,9 @@ class EventLog:
                     f"events from {from_sequence} on were asked for, the oldest kept is {oldest} "
                     f"and the next will be {self._next}; take a snapshot and replay from behind it"
                 )
-            return [event for event in self._events if event.sequence >= from_sequence]
+            # From the end: who replays mostly wants the last few of very many.
+            newest = itertools.islice(reversed(self._events), self._next - from_sequence)
+            return list(newest)[::-1]
 
     def snapshot(self) -> Snapshot:
         """Return what the tiers hold, and the sequence number to replay behind.

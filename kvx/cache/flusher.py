@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvx.cache.disk.writes import RecordWrites
     from kvx.cache.memory_tier import MemoryPool
     from kvx.cache.nvme import NvmePool, NvmeTier
+    from kvx.cache.reactor import MovingJob
     from kvx.cache.shared import Shared
 
 _BATCH_BYTES = 32 << 20
@@ -276,7 +277,7 @@ class Flusher:
             )
         )
 
-    def _settle_payloads(self, job: _core.Job, batch: _Batch) -> None:
+    def _settle_payloads(self, job: MovingJob, batch: _Batch) -> None:
         codes = job.codes()
         self._nvme.note_outcome(codes, job.errnos())
         arrived = codes == Code.OK
@@ -310,7 +311,7 @@ class Flusher:
             ),
         )
 
-    def _settle_records(self, job: _core.Job, batches: list[_Batch], writes: RecordWrites) -> None:
+    def _settle_records(self, job: MovingJob, batches: list[_Batch], writes: RecordWrites) -> None:
         codes = job.codes()
         self._nvme.note_outcome(codes, job.errnos())
         failed = codes[: len(writes)] != Code.OK

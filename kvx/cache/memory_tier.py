@@ -129,6 +129,37 @@ class MemoryTier:
         pool.expiries_s[taken] = now_ms // 1000 + ttl_s if ttl_s else 0
         return reservation
 
+    def reserve_until(
+        self,
+        pool: MemoryPool,
+        keys: npt.NDArray[np.uint8],
+        expiries_s: npt.NDArray[np.int64],
+        *,
+        owner: int,
+        namespace_id: int,
+        now_ms: int,
+    ) -> Reservation:
+        """Reserve slots for clean blocks that keep their expiry; 0 for none."""
+        reservations = []
+        distinct = np.unique(expiries_s)
+        for expiry_s in distinct.tolist():
+            ttl_s = max(1, expiry_s - now_ms // 1000) if expiry_s else 0
+            reservations.append(
+                self.reserve(
+                    pool, keys[expiries_s == expiry_s], owner=owner, namespace_id=namespace_id,
+                    is_dirty=False, ttl_s=ttl_s, now_ms=now_ms,
+                )
+            )  # fmt: skip
+        if len(distinct) == 1:
+            return reservations[0]
+        order = np.argsort(np.argsort(expiries_s, kind="stable"), kind="stable")
+        return Reservation(
+            np.concatenate([one.outcomes for one in reservations])[order],
+            np.concatenate([one.slots for one in reservations])[order],
+            np.concatenate([one.generations for one in reservations])[order],
+            np.concatenate([one.evicted_keys for one in reservations]),
+        )
+
     def num_free(self, pool: MemoryPool, num_wanted: int) -> int:
         """Return how many of the slots wanted there are without evicting anything."""
         self._grow(pool, num_wanted)

@@ -116,25 +116,25 @@ class Offload(Operation):
         generations: npt.NDArray[np.uint32],
     ) -> None:
         addresses = self._pool.addresses(slots)
-        self._add(
-            self.shared.reactor.submit(
-                lambda: Step(
-                    self.shared.engine.copy_in(
-                        self._source.planes,
-                        self._source.ids[rows],
-                        addresses,
-                        self._keys[rows],
-                        self.remaining_s(),
-                        self._way.link is not None,
-                        self._way.mark,
-                    ),
-                    settle=lambda job: self._settle_copies(job, rows, slots, generations),
-                    give_up=self._give_up,
-                    keep=(self._source, self.shared.dram),
-                )
-            ),
-            rows,
-        )
+
+        def begin() -> Step:
+            job = self.shared.engine.copy_in(
+                self._source.planes,
+                self._source.ids[rows],
+                addresses,
+                self._keys[rows],
+                self.remaining_s(),
+                self._way.link is not None,
+                self._way.mark,
+            )
+            return Step(
+                job,
+                settle=lambda _: self._settle_copies(job, rows, slots, generations),
+                give_up=self.give_up,
+                keep=(self._source, self.shared.dram),
+            )
+
+        self._add(self.shared.reactor.submit(begin), rows)
 
     def _settle_copies(
         self,
@@ -164,7 +164,7 @@ class Offload(Operation):
             promote(self, self.shared, self._space, brought)
         if self.shared.flusher is not None:
             self.shared.flusher.kick()
-        self._step_over(job)
+        self.step_over(job)
 
     def _await_flush(self, rows: npt.NDArray[np.int64]) -> None:
         """With `durability: each`, let the transfer go on until these blocks are on NVMe."""

@@ -1,4 +1,4 @@
-"""Blocks toward the engine: from HBM inside the device, from DRAM verified, from NVMe through DRAM.
+"""Blocks toward the engine: from HBM inside the device, from DRAM, from NVMe or peers through DRAM.
 
 A block read from NVMe warms DRAM and streams on to its target as soon as its own bytes are there.
 Blocks for device memory are verified in host memory before they are sent. A damaged copy in one
@@ -8,29 +8,31 @@ tier is dropped there and the block is looked for in the next.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvx.cache.arrival import Arrival
 from kvx.cache.device import HOST_WAY
-from kvx.cache.memory_tier import MemoryPool
-from kvx.cache.nvme import NvmePool
 from kvx.cache.operation import REASON_OF_CODE, Operation
+from kvx.cache.peer.fetching import PeerFetches
 from kvx.cache.promotion import Brought, promote
 from kvx.cache.reactor import Step
+from kvx.cache.read_batch import Landing, ReadBatch, fetch_device, read_files
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from kvx.cache.device import DeviceWay
     from kvx.cache.memory_tier import Reservation
     from kvx.cache.pool import Found, Pool
+    from kvx.cache.reactor import MovingJob
     from kvx.cache.shared import Shared
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
@@ -42,22 +44,6 @@ _WINDOWS_IN_FLIGHT = 3
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
 _EXISTS = int(_core.ReserveOutcome.EXISTS)
 _IN_FLIGHT = int(_core.ReserveOutcome.IN_FLIGHT)
-
-
-@dataclass(frozen=True, slots=True)
-class _ReadBatch:
-    """Rows on their way from another tier: where they come from and the DRAM slots they go to.
-
-    `is_shared` is False where the slot is private to this operation and is let go afterwards.
-    """
-
-    tier: TierKind
-    pool: Pool
-    rows: npt.NDArray[np.int64]
-    found: Found
-    slots: npt.NDArray[np.int64]
-    generations: npt.NDArray[np.uint32]
-    is_shared: npt.NDArray[np.bool_]
 
 
 class Onboard(Operation):
@@ -79,15 +65,18 @@ class Onboard(Operation):
             shared, "onboard" if target is not None else "prefetch", len(keys), deadline_s
         )
         self._space = space
-        self._keys = keys
+        self.keys = keys
         self._hashes = hashes
         self._target = target
-        self._pool = space.dram_pool
+        self.pool = space.dram_pool
+        self.block_bytes = space.block_bytes
+        self.namespace_id = space.namespace_id
         self._nvme = shared.nvme.pool_if_any(space.block_bytes) if shared.nvme else None
         # What became of a copy that failed, where the block was then looked for elsewhere.
         self._failed_as = np.zeros(len(keys), np.uint8)
         self._way = way or HOST_WAY
         self._hbm = space.hbm_pool
+        self._peers = None if shared.peers is None else PeerFetches(self, shared.peers)
         self._is_hbm_down = False
         if self._way.is_down:
             self._refuse_all(MissReason.TIER_DOWN)
@@ -97,17 +86,17 @@ class Onboard(Operation):
             )
 
     def _launch(self) -> None:
-        window = max(1, _WINDOW_BYTES // self._space.block_bytes)
-        window = min(window, max(1, self._pool.index.num_slots // _WINDOW_SHARE))
+        window = max(1, _WINDOW_BYTES // self.block_bytes)
+        window = min(window, max(1, self.pool.index.num_slots // _WINDOW_SHARE))
         if self._way.layers > 1:
             window = len(self.waiting)  # every block's first layer before anybody's second
         while len(self.waiting) and len(self._steps) < _WINDOWS_IN_FLIGHT:
             before = len(self.waiting)
             rows, self.waiting = self.waiting[:window], self.waiting[window:]
             rows = self._copy_within(rows)
-            found = self._pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
+            found = self.pool.find(self.keys[rows], self.shared.now_ms(), touch=True, pin=True)
             if found.mask.any():
-                self._copy_out(rows[found.mask], found.only(found.mask))
+                self.copy_out(rows[found.mask], found.only(found.mask), TierKind.DRAM)
             if not found.mask.all():
                 self._read(rows[~found.mask])
             if len(self.waiting) >= before:
@@ -118,9 +107,7 @@ class Onboard(Operation):
         pool, target = self._hbm, self._target
         if pool is None or (target is not None and not self._way.reaches_hbm):
             return rows
-        found = pool.find(
-            self._keys[rows], self.shared.now_ms(), touch=True, pin=target is not None
-        )
+        found = pool.find(self.keys[rows], self.shared.now_ms(), touch=True, pin=target is not None)
         rest, rows, found = rows[~found.mask], rows[found.mask], found.only(found.mask)
         self.tiers[rows] = TierKind.HBM
         if target is None:
@@ -138,7 +125,7 @@ class Onboard(Operation):
                             self._progress,
                         ),
                         settle=lambda job: self._settle_within(job, rows, found),
-                        give_up=self._give_up,
+                        give_up=self.give_up,
                         keep=(target, self.shared.hbm),
                     )
                 ),
@@ -146,13 +133,17 @@ class Onboard(Operation):
             )
         return rest
 
-    def _settle_within(self, job: _core.Job, rows: npt.NDArray[np.int64], found: Found) -> None:
+    def _settle_within(self, job: MovingJob, rows: npt.NDArray[np.int64], found: Found) -> None:
         assert self._hbm is not None, "it served the rows"
         codes = job.codes()
         self._hbm.unpin(found)
-        self.bytes_done += int((codes == Code.OK).sum()) * self._space.block_bytes
+        self.bytes_done += int((codes == Code.OK).sum()) * self.block_bytes
         self._settle_reason(rows, REASON_OF_CODE[codes])
-        self._step_over(job)
+        self.step_over(job)
+
+    @property
+    def _landing(self) -> Landing:
+        return Landing(self.pool, self.block_bytes, self._target, self._way, self._progress)
 
     @property
     def _progress(self) -> _core.LayerProgress | None:
@@ -163,23 +154,45 @@ class Onboard(Operation):
         if self._target is None or hbm is None or not hbm.config.promote:
             return
         if self._way.reaches_hbm:
-            brought = Brought(self._target.only(rows), self._keys[rows], origin, found)
+            brought = Brought(self._target.only(rows), self.keys[rows], origin, found)
             promote(self, self.shared, self._space, brought)
 
-    def _copy_out(self, rows: npt.NDArray[np.int64], found: Found) -> None:
-        self.tiers[rows] = TierKind.DRAM
+    def copy_out(
+        self,
+        rows: npt.NDArray[np.int64],
+        found: Found,
+        tier: TierKind,
+        when_over: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Copy blocks that are pinned in DRAM slots to the target, and unpin them.
+
+        Args:
+            rows: Of this operation.
+            found: Their slots.
+            tier: What they are said to come from.
+            when_over: Called once the slots are not read any more.
+        """
+        self.tiers[rows] = tier
         if self._target is None:
-            self._pool.unpin(found)
+            self.pool.unpin(found)
+            if tier is not TierKind.DRAM:
+                self.bytes_done += len(rows) * self.block_bytes
             self._settle_reason(rows, np.zeros(len(rows), np.uint8))
+            when_over()
             return
         target = self._target
-        addresses = self._pool.addresses(found.slots)
+        addresses = self.pool.addresses(found.slots)
+
+        def settle(job: MovingJob) -> None:
+            when_over()
+            self._settle_copies(job, rows, found)
+
         self._add(
             self.shared.reactor.submit(
                 lambda: Step(
                     self.shared.engine.copy_out(
                         addresses,
-                        self._keys[rows],
+                        self.keys[rows],
                         found.checksums,
                         target.planes,
                         target.ids[rows],
@@ -189,33 +202,33 @@ class Onboard(Operation):
                         self._progress,
                         self._way.layer_planes,
                     ),
-                    settle=lambda job: self._settle_copies(job, rows, found),
-                    give_up=self._give_up,
+                    settle=settle,
+                    give_up=self.give_up,
                     keep=(target, self.shared.dram),
                 )
             ),
             rows,
         )
 
-    def _settle_copies(self, job: _core.Job, rows: npt.NDArray[np.int64], found: Found) -> None:
+    def _settle_copies(self, job: MovingJob, rows: npt.NDArray[np.int64], found: Found) -> None:
         codes = job.codes()
         corrupt = codes == Code.CORRUPT
         if corrupt.any():
-            self.shared.drop_corrupt(self._pool, TierKind.DRAM, self._keys[rows[corrupt]])
+            self.shared.drop_corrupt(self.pool, TierKind.DRAM, self.keys[rows[corrupt]])
         arrived = codes == Code.OK
-        self._promote(rows[arrived], self._pool, found.only(arrived))
-        self._pool.unpin(found)
-        self.bytes_done += int(arrived.sum()) * self._space.block_bytes
+        self._promote(rows[arrived], self.pool, found.only(arrived))
+        self.pool.unpin(found)
+        self.bytes_done += int(arrived.sum()) * self.block_bytes
         self._settle_reason(rows[~corrupt], REASON_OF_CODE[codes[~corrupt]])
-        self._look_again(rows[corrupt], REASON_OF_CODE[codes[corrupt]])
-        self._step_over(job)
+        self.look_again(rows[corrupt], REASON_OF_CODE[codes[corrupt]])
+        self.step_over(job)
 
-    def _look_again(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
-        """Let rows whose copy failed be served by another tier."""
+    def look_again(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
+        """Let rows whose copy failed be served by another tier; reason 0 is none in particular."""
         with self._lock:
             if self._ended_by is not None or not len(rows):
                 return
-            self._failed_as[rows] = reasons
+            self._failed_as[rows] = np.where(reasons, reasons, self._failed_as[rows])
             self.tiers[rows] = TierKind.NONE
             if self.arrival is None or self.arrival.reopen():
                 self.waiting = np.concatenate([self.waiting, rows])
@@ -228,14 +241,17 @@ class Onboard(Operation):
         if not len(rows):
             return
         pool = self._nvme
-        if pool is None or not self._is_nvme_up():
-            self._miss(rows)
-            return
-        found = pool.find(self._keys[rows], self.shared.now_ms(), touch=True, pin=True)
-        self._miss(rows[~found.mask])
-        rows, found = rows[found.mask], found.only(found.mask)
-        if len(rows):
-            self._bring(TierKind.NVME, pool, rows, found)
+        if pool is not None and self._is_nvme_up():
+            found = pool.find(self.keys[rows], self.shared.now_ms(), touch=True, pin=True)
+            brought, rows = rows[found.mask], rows[~found.mask]
+            if len(brought):
+                self._bring(TierKind.NVME, pool, brought, found.only(found.mask))
+        self._miss(rows if self._peers is None else self._peers.launch(rows))
+
+    def _has_run_out(self) -> bool:
+        is_late = self.reasons == MissReason.DEADLINE
+        # A peer has a deadline of its own: that it was late is a miss like any other.
+        return bool((is_late if self._peers is None else is_late & ~self._peers.is_late).any())
 
     def _read_from_hbm(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Fetch rows that only HBM has for a target in host memory; returns those that are left."""
@@ -243,7 +259,7 @@ class Onboard(Operation):
         if pool is None or self._target is None or self._way.reaches_hbm:
             return rows
         now_ms = self.shared.now_ms()
-        found = pool.find(self._keys[rows], now_ms, touch=True, pin=not self._is_hbm_down)
+        found = pool.find(self.keys[rows], now_ms, touch=True, pin=not self._is_hbm_down)
         if self._is_hbm_down:  # the device fails: what NVMe has is read from there
             self._failed_as[rows[found.mask]] = MissReason.TIER_DOWN
             return rows
@@ -252,14 +268,14 @@ class Onboard(Operation):
         return rows[~found.mask]
 
     def _bring(self, tier: TierKind, pool: Pool, rows: npt.NDArray[np.int64], found: Found) -> None:
-        reservation = self._reserve(rows, pool.expiries_s[found.slots])
+        reservation = self.reserve(rows, pool.expiries_s[found.slots])
         has_slot = reservation.slots >= 0
         # Without a slot for now: no room, or the block has just arrived in DRAM. Looked at again.
-        self.waiting = np.concatenate([rows[~has_slot], self.waiting])
+        self.postpone(rows[~has_slot])
         pool.unpin(found.only(~has_slot))
         if has_slot.any():
             self._submit_read(
-                _ReadBatch(
+                ReadBatch(
                     tier,
                     pool,
                     rows[has_slot],
@@ -270,7 +286,11 @@ class Onboard(Operation):
                 ),
             )
 
-    def _reserve(
+    def postpone(self, rows: npt.NDArray[np.int64]) -> None:
+        """Look at rows again, before those that wait; what launches them holds the lock."""
+        self.waiting = np.concatenate([rows, self.waiting])
+
+    def reserve(
         self, rows: npt.NDArray[np.int64], expiries_s: npt.NDArray[np.int64]
     ) -> Reservation:
         """Reserve DRAM slots; for a block that is just being brought in, a private one.
@@ -278,7 +298,7 @@ class Onboard(Operation):
         Two requests that share a prefix must not wait for each other: the second reads its own
         copy under a key that nobody knows, and lets the slot go afterwards.
         """
-        reservation = self._space.reserve_until(self._keys[rows], expiries_s)
+        reservation = self._space.reserve_until(self.keys[rows], expiries_s)
         # What is there by now is somebody's live block: its slot is not ours to read into.
         reservation.slots[reservation.outcomes == _EXISTS] = -1
         busy = reservation.outcomes == _IN_FLIGHT
@@ -289,70 +309,36 @@ class Onboard(Operation):
             reservation.generations[busy] = private.generations
         return reservation
 
-    def _submit_read(self, batch: _ReadBatch) -> None:
+    def _submit_read(self, batch: ReadBatch) -> None:
         self.tiers[batch.rows] = batch.tier
-        make_job = self._make_read if batch.tier is TierKind.NVME else self._make_fetch
+        begin = read_files if batch.tier is TierKind.NVME else fetch_device
+        keys, landing = self.keys[batch.rows], self._landing
         self._add(
             self.shared.reactor.submit(
                 lambda: Step(
-                    make_job(batch),
+                    begin(self.shared.engine, batch, keys, landing, self.remaining_s()),
                     settle=lambda job: self._settle_reads(job, batch),
-                    give_up=self._give_up,
+                    give_up=self.give_up,
                     keep=(self._target, self.shared.dram, self.shared.hbm),
                 )
             ),
             batch.rows,
         )
 
-    def _make_read(self, batch: _ReadBatch) -> _core.Job:
-        assert isinstance(batch.pool, NvmePool), "reads are from files"
-        fds, offsets = batch.pool.locate(batch.found.slots)
-        target = self._target
-        return self.shared.engine.read(
-            fds,
-            offsets,
-            self._pool.addresses(batch.slots),
-            self._space.block_bytes,
-            batch.pool.slot_bytes,
-            self._keys[batch.rows],
-            batch.found.checksums,
-            None if target is None else target.planes,
-            None if target is None else target.ids[batch.rows],
-            self.remaining_s(),
-            self._way.link is not None,
-            self._way.mark,
-            self._progress,
-            self._way.layer_planes,
-        )
-
-    def _make_fetch(self, batch: _ReadBatch) -> _core.Job:
-        assert isinstance(batch.pool, MemoryPool), "fetches are from memory"
-        assert self._target is not None, "what HBM has needs no prefetch"
-        return self.shared.engine.fetch(
-            batch.pool.addresses(batch.found.slots),
-            self._pool.addresses(batch.slots),
-            self._space.block_bytes,
-            self._keys[batch.rows],
-            batch.found.checksums,
-            self._target.planes,
-            self._target.ids[batch.rows],
-            self.remaining_s(),
-        )
-
-    def _settle_reads(self, job: _core.Job, batch: _ReadBatch) -> None:
+    def _settle_reads(self, job: MovingJob, batch: ReadBatch) -> None:
         codes = job.codes()
         pool = batch.pool
-        keys = self._keys[batch.rows]
+        keys = self.keys[batch.rows]
         arrived = codes == Code.OK
         still = pool.still_holds(keys, batch.found, self.shared.now_ms())
         kept = arrived & batch.is_shared & still
         with self.shared.events.changing():
-            stands = self._pool.index.commit(
+            stands = self.pool.index.commit(
                 batch.slots[kept], batch.generations[kept], batch.found.checksums[kept]
             )
             stored = keys[kept][stands]  # the others were dropped meanwhile
-            self.shared.note_stored(self._space.namespace_id, TierKind.DRAM, stored)
-        self._pool.index.abort(batch.slots[~kept], batch.generations[~kept])
+            self.shared.note_stored(self.namespace_id, TierKind.DRAM, stored)
+        self.pool.index.abort(batch.slots[~kept], batch.generations[~kept])
         damaged = (codes == Code.CORRUPT) | (codes == Code.SHORT)
         if damaged.any():
             self.shared.drop_corrupt(pool, batch.tier, keys[damaged])
@@ -362,7 +348,7 @@ class Onboard(Operation):
             # A caller in a hurry says nothing about the device.
             telling = codes != Code.TIMEOUT if self._deadline_s < _SLOW_READ_S else codes >= Code.OK
             self.shared.nvme.note_outcome(codes[telling], job.errnos()[telling])
-        self.bytes_done += int(arrived.sum()) * self._space.block_bytes
+        self.bytes_done += int(arrived.sum()) * self.block_bytes
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT
         is_elsewhere = np.zeros(len(codes), np.bool_)
@@ -371,13 +357,13 @@ class Onboard(Operation):
             if (reasons == MissReason.TIER_DOWN).any():
                 self._is_hbm_down = True
         self._settle_reason(batch.rows[~is_elsewhere], reasons[~is_elsewhere])
-        self._look_again(batch.rows[is_elsewhere], reasons[is_elsewhere])
-        self._step_over(job)
+        self.look_again(batch.rows[is_elsewhere], reasons[is_elsewhere])
+        self.step_over(job)
 
     def _miss(self, rows: npt.NDArray[np.int64]) -> None:
         if not len(rows):
             return
-        reasons = self._space.explain(self._keys[rows], self._hashes[rows])
+        reasons = self._space.explain(self.keys[rows], self._hashes[rows])
         failed_as = self._failed_as[rows]
         self._settle_reason(rows, np.where(failed_as == MissReason.HIT, reasons, failed_as))
 

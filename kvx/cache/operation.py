@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.cache.arrival import Arrival
-    from kvx.cache.reactor import Step
+    from kvx.cache.reactor import MovingJob, Step
     from kvx.cache.shared import Shared
-    from kvx_ext import _core
 
 Rows = "npt.NDArray[np.int64]"
 
@@ -63,7 +62,7 @@ class Operation:
         self._lock = threading.RLock()
         self._steps: list[Step] = []
         self._extras: list[Step] = []
-        self._moving: dict[int, _core.Job] = {}
+        self._moving: dict[int, MovingJob] = {}
         self.arrival: Arrival | None = None
         self._began = time.monotonic()
         self._end = self._began + deadline_s
@@ -101,7 +100,7 @@ class Operation:
                 return
             if len(self.waiting):
                 self._launch()
-            if self.arrival is not None and not len(self.waiting):
+            if self.arrival is not None and not len(self.waiting) and not self._is_fetching():
                 self.arrival.all_launched()
             if self._steps or self._is_unconfirmed():
                 self._retry_s = _RETRY_MIN_S
@@ -113,7 +112,7 @@ class Operation:
             if self._extras:
                 return
             # Jobs may notice the end before we do: the transfer ends the same way all the same.
-            if (self.reasons == MissReason.DEADLINE).any():
+            if self._has_run_out():
                 self._time_out()
             elif (self.reasons == MissReason.CANCELLED).any():
                 self.cancel()
@@ -127,6 +126,25 @@ class Operation:
     def _is_unconfirmed(self) -> bool:
         """Return whether something besides jobs has to happen before the end."""
         return False
+
+    def _has_run_out(self) -> bool:
+        """Return whether jobs ended because the deadline of this operation has passed."""
+        return bool((self.reasons == MissReason.DEADLINE).any())
+
+    def _is_fetching(self) -> bool:
+        """Return whether steps are under way whose rows need another job afterwards."""
+        return any(step.job.id < 0 for step in self._steps)
+
+    def add_fetch(self, step: Step) -> None:
+        """Take in a step that brings rows nearer; they have not arrived with it."""
+        with self._lock:
+            self._steps.append(step)
+            self._moving[step.job.id] = step.job
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the transfer has ended, in whatever way."""
+        return self._ended_by is not None or self.transfer.wait_finished(0)
 
     def _add(self, step: Step, rows: npt.NDArray[np.int64]) -> None:
         self._steps.append(step)
@@ -150,7 +168,7 @@ class Operation:
             self._extras.append(step)
             self._moving[step.job.id] = step.job
 
-    def extra_over(self, job: _core.Job) -> None:
+    def extra_over(self, job: MovingJob) -> None:
         """Forget such a job, and go on; harmless to repeat."""
         with self._lock:
             self._extras = [step for step in self._extras if step.job is not job]
@@ -193,14 +211,14 @@ class Operation:
             raise UsageError("the transfer does not touch device memory: wait for it on the CPU")
         self.arrival.wait_on(stream, layer)
 
-    def _step_over(self, step_job: _core.Job) -> None:
+    def step_over(self, step_job: MovingJob) -> None:
         """Forget a settled job and go on; every settle ends with this."""
         with self._lock:
             self._steps = [step for step in self._steps if step.job is not step_job]
             self._moving.pop(step_job.id, None)
         self.pump()
 
-    def _give_up(self, job: _core.Job) -> None:
+    def give_up(self, job: MovingJob) -> None:
         """End the transfer although a job's bytes may still move; its `settle` comes later."""
         with self._lock:
             self._steps = [step for step in self._steps if step.job is not job]

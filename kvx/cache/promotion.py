@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvx.cache.memory_tier import MemoryPool
     from kvx.cache.operation import Operation
     from kvx.cache.pool import Found, Pool
+    from kvx.cache.reactor import MovingJob
     from kvx.cache.shared import Shared
     from kvx.cache.space import CacheSpace
     from kvx.layout import BlockSelection
@@ -85,7 +86,7 @@ def _start(
     if not len(keys):
         return
 
-    def settle(job: _core.Job) -> None:
+    def settle(job: MovingJob) -> None:
         with operation.held_open() as is_open:
             arrived = (job.codes() == Code.OK) & is_open
         with shared.events.changing():

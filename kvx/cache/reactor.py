@@ -13,10 +13,13 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
 
     from kvx_ext import _core
 
@@ -24,8 +27,42 @@ _log = logging.getLogger(__name__)
 _COMPLETIONS_MAX = 256
 _IDLE_S = 1.0
 _LEFT_TO_WAITER_S = 0.005
+# Between looks at a job of somebody else that has ended and still moves bytes.
+_NOT_QUIET_S = 0.005
 # States of a job that has come to its own end, rather than being ended.
 _OUTCOMES = ("done", "failed")
+
+
+class MovingJob(Protocol):
+    """What a step needs of a job: the engine's own, or one that fetches from a peer."""
+
+    @property
+    def id(self) -> int:
+        """Number of the job; those of the engine are positive, those of others negative."""
+
+    def state(self) -> str:
+        """Return ``running``, ``done``, ``failed``, ``timed_out`` or ``cancelled``."""
+
+    def is_terminal(self) -> bool:
+        """Return whether the results are final."""
+
+    def is_quiesced(self) -> bool:
+        """Return whether nothing touches the memory any more."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until terminal; False when time was up first."""
+
+    def wait_quiesced(self, timeout_s: float) -> bool:
+        """Wait until quiesced; False when time was up first."""
+
+    def cancel(self) -> bool:
+        """Ask to end it; False when it had ended. Never blocks."""
+
+    def codes(self) -> npt.NDArray[np.int32]:
+        """Return the outcome of every block, `kvx.transfer.codes.Code`; -1 while undecided."""
+
+    def errnos(self) -> npt.NDArray[np.int32]:
+        """Return the errno behind a storage code of every block."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,9 +76,9 @@ class Step:
         keep: Whatever the bytes live in: held until settled.
     """
 
-    job: _core.Job
-    settle: Callable[[_core.Job], None]
-    give_up: Callable[[_core.Job], None]
+    job: MovingJob
+    settle: Callable[[MovingJob], None]
+    give_up: Callable[[MovingJob], None]
     keep: object = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_waiters: int = 0
@@ -115,6 +152,15 @@ class Reactor:
             self._steps[step.job.id] = step
         return step
 
+    def adopt(self, step: Step) -> None:
+        """Take in a step of somebody else's job; `ended` must follow from whoever runs that."""
+        with self._lock:
+            self._steps[step.job.id] = step
+
+    def ended(self, job_id: int) -> None:
+        """Settle the step of an adopted job that has become terminal; on any thread."""
+        self.call_later(0.0, lambda: self._settle_job(job_id))
+
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Run `callback` on the reactor's thread after `delay_s`, at most one idle turn late."""
         with self._lock:
@@ -172,6 +218,9 @@ class Reactor:
         if is_settled:
             with self._lock:
                 self._steps.pop(step.job.id, None)
+        elif step.job.id < 0:
+            # Nobody announces when it has quiesced.
+            self.call_later(_NOT_QUIET_S, lambda: self._settle(step))
 
     def _idle_s(self) -> float:
         with self._lock:

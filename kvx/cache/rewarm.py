@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvx.cache.reactor import Step
-from kvx.cache.result import TierKind
-from kvx.transfer.codes import Code
-from kvx_ext import _core
+from kvx.cache.warming import ColdBlocks, warm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 32 << 20
 _DEADLINE_S = 30.0
-_RESERVED = int(_core.ReserveOutcome.RESERVED)
 
 
 class Rewarm:
@@ -79,58 +75,18 @@ class Rewarm:
         keys = keys[~dram_pool.find(keys, now_ms).mask]
         found = pool.find(keys, now_ms, pin=True)
         num_free = self._shared.dram.num_free(dram_pool, len(keys))
-        # Blocks that expire are not worth warming, and would need their own time to live in DRAM.
+        # Blocks that expire are not worth warming.
         wanted = found.mask & (pool.expiries_s[found.slots] == 0)
         fits = wanted & (np.cumsum(wanted) <= num_free)
         pool.unpin(found.only(found.mask & ~fits))
-        keys, found = keys[fits], found.only(fits)
-        if not len(keys):
+        if not fits.any():
             return False
-        reservation = self._shared.dram.reserve(
-            dram_pool,
-            keys,
-            owner=int(self._shared.names.owners_of(np.array([namespace_id]))[0]),
-            namespace_id=namespace_id,
-            is_dirty=False,
-            ttl_s=0,
-            now_ms=now_ms,
-        )
-        got = reservation.outcomes == _RESERVED
-        pool.unpin(found.only(~got))
-        found, keys = found.only(got), keys[got]
-        slots, generations = reservation.slots[got], reservation.generations[got]
-        if not len(keys):
-            return False
-        fds, offsets = pool.locate(found.slots)
-        addresses = dram_pool.addresses(slots)
+        blocks = ColdBlocks(pool, keys[fits], found.only(fits), namespace_id)
+        return warm(self._shared, self._nvme, blocks, _DEADLINE_S, self._over)
 
-        def settle(job: _core.Job) -> None:
-            codes = job.codes()
-            ok = codes == Code.OK
-            with self._shared.events.changing():
-                stands = dram_pool.index.commit(slots[ok], generations[ok], found.checksums[ok])
-                self._shared.note_stored(namespace_id, TierKind.DRAM, keys[ok][stands])
-            dram_pool.index.abort(slots[~ok], generations[~ok])
-            self._nvme.note_outcome(codes, job.errnos())
-            pool.unpin(found)
-            damaged = codes == Code.CORRUPT
-            if damaged.any():
-                self._shared.drop_corrupt(pool, TierKind.NVME, keys[damaged])
-            self.blocks_warmed += int(ok.sum())
-            self._next()
-
-        self._shared.reactor.submit(
-            lambda: Step(
-                self._shared.engine.read(
-                    fds, offsets, addresses, block_bytes, pool.slot_bytes, keys,
-                    found.checksums, None, None, _DEADLINE_S,
-                ),
-                settle=settle,
-                give_up=lambda job: self._nvme.note_outcome(job.codes(), job.errnos()),
-                keep=self._shared.dram,
-            )
-        )  # fmt: skip
-        return True
+    def _over(self, num_warmed: int) -> None:
+        self.blocks_warmed += num_warmed
+        self._next()
 
 
 def _windows(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvx.cache.hbm import HbmTier
     from kvx.cache.instruments import Instruments
     from kvx.cache.nvme import NvmeTier
+    from kvx.cache.peer.tier import PeerTier
     from kvx.cache.pool import Pool
     from kvx.cache.reactor import Reactor
 
@@ -117,6 +118,7 @@ class Shared:
     refusals: Refusals
     clock: Callable[[], float]
     device: DeviceAccess
+    peers: PeerTier | None = None
 
     def now_ms(self) -> int:
         """Return the wall clock in milliseconds, as the indexes want it."""
@@ -181,6 +183,8 @@ class Shared:
             if lower is not None:
                 held = lower.index.inspect(keys, self.now_ms()) == _HELD
                 reasons[held] = MissReason.TIER_DOWN
+        if self.peers is not None:
+            reasons[self.peers.is_out_of_reach(keys)] = MissReason.TIER_DOWN
         return reasons
 
     def pools(self) -> list[tuple[TierKind, Pool]]:

@@ -241,7 +241,17 @@ class CacheSpace:
         self, keys: npt.NDArray[np.uint8], *, is_dirty: bool, ttl_s: int = 0
     ) -> Reservation:
         """Reserve DRAM slots for keys of this namespace; for operations."""
-        return self._reserve(TierKind.DRAM, keys, is_dirty=is_dirty, ttl_s=ttl_s)
+        reservation = self._shared.dram.reserve(
+            self.dram_pool,
+            keys,
+            owner=self._owner,
+            namespace_id=self.namespace_id,
+            is_dirty=is_dirty,
+            ttl_s=ttl_s,
+            now_ms=self._shared.now_ms(),
+        )
+        self._shared.note_evicted(TierKind.DRAM, reservation.evicted_keys)
+        return reservation
 
     def reserve_until(
         self,
@@ -250,33 +260,13 @@ class CacheSpace:
         tier: TierKind = TierKind.DRAM,
     ) -> Reservation:
         """Reserve slots for blocks that come from elsewhere and keep their expiry; 0 for none."""
-        reservations = []
-        distinct = np.unique(expiries_s)
-        for expiry_s in distinct.tolist():
-            ttl_s = max(1, expiry_s - self._shared.now_ms() // 1000) if expiry_s else 0
-            rows = keys[expiries_s == expiry_s]
-            reservations.append(self._reserve(tier, rows, is_dirty=False, ttl_s=ttl_s))
-        if len(distinct) == 1:
-            return reservations[0]
-        order = np.argsort(np.argsort(expiries_s, kind="stable"), kind="stable")
-        return Reservation(
-            np.concatenate([one.outcomes for one in reservations])[order],
-            np.concatenate([one.slots for one in reservations])[order],
-            np.concatenate([one.generations for one in reservations])[order],
-            np.concatenate([one.evicted_keys for one in reservations]),
-        )
-
-    def _reserve(
-        self, tier: TierKind, keys: npt.NDArray[np.uint8], *, is_dirty: bool, ttl_s: int
-    ) -> Reservation:
         memory, pool = self._memory[tier]
-        reservation = memory.reserve(
+        reservation = memory.reserve_until(
             pool,
             keys,
+            expiries_s,
             owner=self._owner,
             namespace_id=self.namespace_id,
-            is_dirty=is_dirty,
-            ttl_s=ttl_s,
             now_ms=self._shared.now_ms(),
         )
         self._shared.note_evicted(tier, reservation.evicted_keys)
@@ -315,11 +305,15 @@ class CacheSpace:
         # Mostly all of it is in the highest tier that has any: a match is cheaper than lookups.
         length = pools[0][1].index.match(keys, now_ms, touch=False, pin=False)[0]
         tiers[:length] = pools[0][0]
-        if len(pools) == 1 or length == len(keys):
+        if length == len(keys) or (len(pools) == 1 and shared.peers is None):
             return length
         rest = keys[length:]
         for tier, pool in reversed(pools):
             tiers[length:][pool.find(rest, now_ms).mask] = tier
+        if shared.peers is not None:
+            absent = np.flatnonzero(tiers[length:] == TierKind.NONE)
+            held = shared.peers.holds(rest[absent])
+            tiers[length:][absent[held]] = TierKind.PEER
         missing = (tiers[length:] == TierKind.NONE).nonzero()[0]
         return length + (int(missing[0]) if len(missing) else len(rest))
 

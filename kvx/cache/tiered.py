@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from kvx.cache.upkeep import CloseReport
     from kvx.metrics import Registry
     from kvx.namespace import Namespace
+    from kvx.transfer.agents.agent import Agent
 
 
 class TieredCache:
-    """KV blocks in HBM, DRAM and NVMe. Open with `TieredCache.open`, use through `namespace`.
+    """KV blocks in HBM, DRAM, NVMe and at peers. Open with `open`, use through `namespace`.
 
     A context manager; leaving it closes the cache. Thread-safe.
     """
@@ -55,6 +56,7 @@ class TieredCache:
         progress: Callable[[str, int, int], None] | None = None,
         clock: Callable[[], float] = time.time,
         faults: FaultInjection | None = None,
+        agent: Agent | None = None,
     ) -> Self:
         """Open the tiers a configuration names; recovers what NVMe holds from earlier.
 
@@ -63,16 +65,19 @@ class TieredCache:
             progress: Called with (what, done, total) while prefaulting and recovering.
             clock: Unix time in seconds.
             faults: For tests: faults to inject below the cache, and a journal of its writes.
+            agent: For a tier of kind peer: an agent to share instead of one of its own. Stays
+                open; close it after the cache.
 
         Raises:
             ConfigError: Unknown key or malformed value; names it.
+            UsageError: An agent without a tier of kind peer.
             CapacityError: The machine does not have that much memory.
             UnavailableError: Another process has the NVMe directory open.
             IncompatibleError: The NVMe directory was made by another version or extent size.
             StorageError: The NVMe directory is damaged.
         """
         loaded = CacheConfig.load(config)
-        shared = assemble(loaded, progress, clock, faults)
+        shared = assemble(loaded, progress, clock, faults, agent)
         cache = cls(loaded, shared)
         shared.reactor.start()
         try:
@@ -82,6 +87,8 @@ class TieredCache:
             cache.close(timeout_s=1.0)
             raise
         cache._upkeep.start()
+        if shared.peers is not None:
+            shared.peers.start()
         return cache
 
     def namespace(self, **facts: object) -> CacheSpace:

@@ -24,6 +24,8 @@ _SWEEP_BLOCKS_MAX = 10_000
 _HEAT_EVERY_S = 30.0
 _FLUSH_SHARE = 0.8
 _FORGOTTEN_TIMEOUT_S = 1.0
+# Of the time that closing may take: for peers to end, and for their agent.
+_PEERS_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,9 @@ class Upkeep:
         shared = self._shared
         if self.rewarm is not None:
             self.rewarm.stop()
+        peers = shared.peers
+        if peers is not None and not peers.stop(timeout_s * _PEERS_SHARE):
+            _log.warning("peers were still reading when the cache was closed")
         unflushed = 0
         if shared.flusher is not None and shared.nvme is not None:
             is_flushed = shared.flusher.flush(max(0.0, timeout_s * _FLUSH_SHARE))
@@ -83,6 +88,8 @@ class Upkeep:
         left = shared.engine.close(max(0.1, end - time.monotonic()))
         shared.reactor.close(max(0.1, end - time.monotonic()))
         is_abandoned = left["abandoned_jobs"] > 0
+        if peers is not None and not peers.close(max(0.1, min(timeout_s * _PEERS_SHARE, 1.0))):
+            is_abandoned = True
         if shared.hbm is not None:
             shared.hbm.close(is_abandoned=is_abandoned)
         shared.device.close(is_abandoned=is_abandoned)

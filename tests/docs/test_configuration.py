@@ -22,6 +22,7 @@ SECTIONS: dict[str, type] = {
     "`kind: hbm`": tier_config.HbmTierConfig,
     "`kind: dram`": tier_config.DramTierConfig,
     "`kind: nvme`": tier_config.NvmeTierConfig,
+    "`kind: peer`": tier_config.PeerTierConfig,
     "`admission`": tier_config.AdmissionConfig,
     "`breaker`": config.BreakerConfig,
     "`tenants`": config.TenantConfig,
@@ -85,7 +86,7 @@ def test_every_variable_is_there() -> None:
     names = r"KVX_[A-Z_]*[A-Z](?:_<NAME>)?"
     documented = re.findall(rf"^\| `({names})`", GUIDE, re.MULTILINE)
     assert documented == re.findall(rf"^    ({names})", config.__doc__ or "", re.MULTILINE)
-    assert len(documented) == 9
+    assert len(documented) == 10
 
 
 def test_the_example_loads() -> None:

@@ -181,6 +181,25 @@ void test_storm(Case one, std::mt19937_64& random) {
   CHECK(two.one->remove_region(two.ours.id, 5.0).ok());
 }
 
+// Deadlines that pass while a transfer is still being begun, here or by its receiver.
+void test_hurried(Case one, std::mt19937_64& random) {
+  Two two(one.link, 4 << 20);
+  const auto blocks = rows(0, 64, 64 << 10);
+  const auto ref = two.lease(blocks, kvx::kMayRead | kvx::kMayWrite);
+  const auto plan = two.plan(blocks, blocks, all_of(64));
+  for (int turn = 0; turn < 400; ++turn) {
+    std::vector<std::shared_ptr<RemoteJob>> jobs;
+    for (int i = 0; i < 4; ++i) {
+      const double deadline_s = 1e-6 * static_cast<double>(random() % 64 + 1);
+      jobs.push_back(two.submit(i != 0, one.way, ref, plan, deadline_s));
+    }
+    for (const auto& job : jobs) CHECK(job->wait(5.0) && job->wait_quiesced(5.0));
+  }
+  CHECK(two.one->stats().running == 0 && two.one->stats().quarantined == 0);
+  for (int turn = 0; turn < 500 && two.other->stats().served > 0; ++turn) usleep(10'000);
+  CHECK(two.other->stats().served == 0);
+}
+
 void test_close_under_way(Case one) {
   Two two(one.link, 64 << 20);
   const auto all = rows(0, 64, 1 << 20);
@@ -220,6 +239,7 @@ int main(int argc, char** argv) {
     test_notes(one);
     test_lost(one);
     test_storm(one, random);
+    test_hurried(one, random);
     test_close_under_way(one);
   }
   return 0;

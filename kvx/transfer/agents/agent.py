@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from kvx.errors import PeerLost, UsageError
 from kvx.transfer.agents.config import AgentConfig, TlsFiles
 from kvx.transfer.agents.identity import new_identity
-from kvx.transfer.agents.joining import import_card, join
+from kvx.transfer.agents.joining import import_card, join, seek
 from kvx.transfer.agents.key import SharedKey, as_key
 from kvx.transfer.agents.native import NativeMaker
 from kvx.transfer.agents.parts import AgentCloseReport, assemble
@@ -265,12 +265,61 @@ class Agent:
         """Yield notifications as they come, until the agent is closed."""
         return iter(self._parts.notes)
 
-    def on_event(self, callback: Callable[[PeerEvent], None]) -> None:
+    def on_event(self, callback: Callable[[PeerEvent], None]) -> Callable[[], None]:
         """Have a callback called with every `PeerUp`, `PeerDown`, `PeerChanged`, `PeerRestarted`.
 
         It is called on the agent's thread, which everything waits for: be quick.
+
+        Returns:
+            A function that ends it.
         """
-        self._parts.loop.callbacks.append(callback)
+        callbacks = self._parts.loop.callbacks
+        callbacks.append(callback)
+
+        def end() -> None:
+            if callback in callbacks:
+                callbacks.remove(callback)
+
+        return end
+
+    def seek(self, target: str) -> None:
+        """Be connected with a peer from now on, whenever it can be reached; returns at once.
+
+        Args:
+            target: Its address, or its name: then it is dialled once its card is known.
+
+        Raises:
+            UsageError: It is a malformed address.
+        """
+        self._check_open()
+        seek(self._parts, target)
+
+    def say(self, peer: str, topic: str, payload: bytes) -> None:
+        """Send a control message to whoever hears a topic at a peer; nobody may.
+
+        For what is built on agents. Unlike notifications these are not kept for anybody.
+
+        Args:
+            peer: Its name.
+            topic: At most 32 characters, with a dot in it: the others are those of backends.
+            payload: At most 1 MiB.
+
+        Raises:
+            PeerLost: There is no connection.
+            CapacityError: The peer takes nothing at the moment.
+        """
+        with self._parts.roster.changed:
+            self._parts.say(topic, peer, payload)
+
+    def hear(self, topic: str, taker: Callable[[str, bytes], None] | None) -> None:
+        """Have a taker called with (peer's name, payload) of what is said to a topic; None ends it.
+
+        It is called on the agent's thread, which everything waits for: be quick.
+        """
+        if taker is None:
+            self._parts.loop.word_takers.pop(topic, None)
+        else:
+            self._parts.loop.word_takers[topic] = taker
 
     def events(self, timeout_s: float = 0.0) -> list[PeerEvent]:
         """Take the peer events that have come; waits for the first one, `timeout_s` at most."""

@@ -67,6 +67,16 @@ def join(parts: AgentParts, target: str | bytes, timeout_s: float) -> PeerRecord
             parts.roster.changed.wait(min(remaining, 0.05))
 
 
+def seek(parts: AgentParts, target: str) -> None:
+    """Want to be connected with a peer, without waiting; see `Agent.seek`."""
+    with parts.roster.changed:
+        if is_address(target):
+            parts.dialler.wish(str(parse_address(target)))
+        else:
+            parts.dialler.wish(target, target)
+        parts.core.wake()
+
+
 def _reached(parts: AgentParts, wish: Wish) -> PeerRecord | None:
     record = None if wish.name is None else parts.roster.current(wish.name)
     return record if record is not None and record.state is PeerState.UP else None

@@ -14,6 +14,7 @@ from kvx.transfer.agents.lease_token import TTL_S_MAX, RemoteLease
 from kvx_ext import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     import numpy.typing as npt
@@ -32,10 +33,13 @@ class BlockLease:
     waits for those that are at work.
     """
 
-    def __init__(self, parts: AgentParts, granted: RemoteLease) -> None:
+    def __init__(
+        self, parts: AgentParts, granted: RemoteLease, when_over: Callable[[int], None]
+    ) -> None:
         """Hold a granted lease; use `Registration.lease` instead."""
         self._parts = parts
         self._granted = granted
+        self._when_over = when_over
         self._ends = time.monotonic() + granted.ttl_s
         self._is_over = False
 
@@ -82,6 +86,7 @@ class BlockLease:
                 "new can begin: call revoke again before the memory is reused"
             )
         self._is_over = True
+        self._when_over(self.id)
 
     def __enter__(self) -> Self:
         """Return the lease."""

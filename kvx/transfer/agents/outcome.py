@@ -141,6 +141,12 @@ def _error_of_code(
                 f"{where}; {about.peer} refuses it: the lease was granted to somebody else, or not "
                 f"for a {about.verb}"
             )
+        case Code.TIMEOUT:
+            return TransferTimeout(
+                f"{where}; {about.peer} saw its deadline of {about.deadline_s} s pass: raise "
+                "deadline_s",
+                **facts,  # type: ignore[arg-type]
+            )
         case Code.CAPACITY:
             return CapacityError(f"{where}; {about.peer} has no room for it: try again")
         case Code.UNAVAILABLE:

@@ -168,7 +168,7 @@ class Registration:
             identity.name, identity.incarnation, LeaseRef(*ref), self.memory.region,
             self.size_bytes, Rights(rights), ttl, name, rows, sums, seeds,
         )  # fmt: skip
-        return BlockLease(self._parts, granted)
+        return BlockLease(self._parts, granted, self._leases.discard)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Revoke its leases, wait for whoever uses it, and let the memory go.

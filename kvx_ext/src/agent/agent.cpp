@@ -130,7 +130,7 @@ Status Agent::drop(uint64_t connection, const std::string& reason) {
 
 Status Agent::info(uint64_t connection, ConnectionInfo* info) const {
   const auto found = core_->find(connection);
-  if (!found) return {Code::kStale, "the connection is closed"};
+  if (!found) return is_gone();
   *info = found->info();
   return Status::Ok();
 }

@@ -43,6 +43,7 @@ Status Connection::begin_pull(const std::shared_ptr<RemoteRecord>& record, uint6
   const auto blocks = static_cast<int64_t>(record->plan->local.size());
   wire::Request request = request_for(*record, 0, blocks, lease);
   request.note = record->note;
+  // By the plan: a record whose time has passed already has given its region back.
   const wire::PullOrigin origin{.region = record->plan->region,
                                 .lease_slot = own_lease.slot,
                                 .lease_generation = own_lease.generation,

@@ -28,6 +28,24 @@ wire::Request request_for(const RemoteRecord& record, int64_t first, int64_t cou
   return request;
 }
 
+namespace {
+
+// Whether it is about the blocks of a transfer of `count`, and says of none beyond the first `sent`
+// that it has arrived.
+bool fits(const wire::Done& done, size_t count, size_t sent) {
+  if (!done.checksums.empty() && done.checksums.size() != count) return false;
+  size_t named_behind = 0;
+  for (const wire::BlockFailure& failure : done.failures) {
+    if (failure.block >= count) return false;
+    if (failure.block < sent) continue;
+    if (failure.code == Code::kOk) return false;
+    ++named_behind;
+  }
+  return done.code != Code::kOk || named_behind == count - sent;
+}
+
+}  // namespace
+
 bool Connection::accepts(const wire::Header& header) {
   const bool is_greeting = header.type == wire::Type::kGreeting;
   switch (stage_.load(std::memory_order_relaxed)) {
@@ -133,6 +151,7 @@ bool Connection::on_done(uint64_t id, std::span<const uint8_t> body) {
   if (!wire::decode(body, &done)) return false;
   const auto read = reads_.find(id);
   if (read != reads_.end()) {
+    if (!fits(done, static_cast<size_t>(read->second->count()), 0)) return false;
     if (done.code == Code::kOk) return false;  // pieces say that, not this
     const std::shared_ptr<RemoteRecord> record = read->second->record();
     const int64_t first = read->second->first();
@@ -147,6 +166,9 @@ bool Connection::on_done(uint64_t id, std::span<const uint8_t> body) {
   }
   const auto write = writes_.find(id);
   if (write == writes_.end()) return true;  // it ended before, and was given up here
+  const Writing& asked = write->second;
+  const int64_t sent = asked.source == nullptr ? asked.count : asked.source->ended_blocks();
+  if (!fits(done, static_cast<size_t>(asked.count), static_cast<size_t>(sent))) return false;
   const Writing part = std::move(write->second);
   writes_.erase(write);
   if (part.source != nullptr) sender_.drop(part.source.get(), *stream_);
@@ -160,7 +182,6 @@ void Connection::settle_part(const Writing& part, const wire::Done& done) {
   std::vector<Code> codes(count, done.code);
   std::vector<int32_t> errors(count, 0);
   for (const wire::BlockFailure& failure : done.failures) {
-    if (failure.block >= count) continue;
     codes[failure.block] = failure.code;
     errors[failure.block] = failure.error_number;
   }

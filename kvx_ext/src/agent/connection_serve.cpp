@@ -165,6 +165,14 @@ void Connection::start_pull(uint64_t id, wire::Request request, wire::PullOrigin
     record->is_served = true;
     record->peer = peer();
     record->region = (*use)->region.again();
+    record->note = std::move(request.note);
+    // Before it is entered: from then on its deadline may end it on another thread.
+    record->on_quiesced = [use, id, keep = weak_from_this(), weak = std::weak_ptr(record)] {
+      use->release();
+      const std::shared_ptr<RemoteRecord> over = weak.lock();
+      const std::shared_ptr<Connection> connection = keep.lock();
+      if (over != nullptr && connection != nullptr) connection->finish_pull(id, *over);
+    };
     status = core_->enter(record);
   }
   if (!status.ok()) {
@@ -173,13 +181,6 @@ void Connection::start_pull(uint64_t id, wire::Request request, wire::PullOrigin
   }
   task->record = record;
   task->may_write = [use] { return use->is_live(); };
-  record->note = std::move(request.note);
-  record->on_quiesced = [use, id, keep = weak_from_this(), weak = std::weak_ptr(record)] {
-    use->release();
-    const std::shared_ptr<RemoteRecord> over = weak.lock();
-    const std::shared_ptr<Connection> connection = keep.lock();
-    if (over != nullptr && connection != nullptr) connection->finish_pull(id, *over);
-  };
   pulls_.emplace(id, record);
   later_.push_back([core = core_, record, task = std::move(task)] {
     const bool is_small = record->plan->total_bytes <= kInlineBytes;
@@ -194,8 +195,11 @@ void Connection::finish_pull(uint64_t wire_id, RemoteRecord& record) {
   wire::Done done;
   bool has_sum = false;
   const auto blocks = static_cast<int64_t>(record.plan->local.size());
+  // What was being copied when its time was over says that it was cancelled: tell why.
+  const bool is_late = record.state.load() == JobState::kTimedOut;
   for (int64_t i = 0; i < blocks; ++i) {
-    const auto code = static_cast<Code>(record.ledger.code(i));
+    auto code = static_cast<Code>(record.ledger.code(i));
+    if (is_late && code == Code::kCancelled) code = Code::kTimeout;
     done.checksums.push_back(code == Code::kOk ? record.ledger.checksum(i) : 0);
     has_sum |= code == Code::kOk;
     if (code == Code::kOk) continue;

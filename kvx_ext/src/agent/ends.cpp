@@ -90,6 +90,9 @@ bool Landing::may_write() const {
 void Landing::settle(int64_t block, uint64_t checksum, Code code) {
   checksums_.push_back(code == Code::kOk ? checksum : 0);
   if (code == Code::kOk) return;
+  // Bytes are thrown away for either reason; the initiator is told which.
+  const bool is_late = use && use.is_live() && Clock::now() >= deadline;
+  if (code == Code::kStale && is_late) code = Code::kTimeout;
   failures_.push_back({.block = static_cast<uint32_t>(block), .code = code});
 }
 

@@ -85,6 +85,8 @@ class Source {
   uint64_t id() const { return id_; }
   bool is_to_initiator() const { return is_to_initiator_; }
   bool is_at_end() const { return cursor_.is_at_end(); }
+  // Blocks, from the first one on, whose last byte is in a piece.
+  int64_t ended_blocks() const { return cursor_.block(); }
 
   // Makes the next piece: its rows, and how many blocks end in it. REQUIRES: not at the end.
   wire::Piece next(int64_t bytes_max, std::vector<iovec>* rows);

@@ -97,6 +97,7 @@ def outcome(
         (Code.STALE, StaleReference, "ask b for a new one"),
         (Code.USAGE, UsageError, "b refuses it"),
         (Code.CAPACITY, CapacityError, "no room"),
+        (Code.TIMEOUT, TransferTimeout, "saw its deadline"),
         (Code.UNAVAILABLE, UnavailableError, "another backend"),
         (Code.PEER_LOST, PeerLost, "b was lost"),
         (Code.STORAGE, TransferError, "storage"),

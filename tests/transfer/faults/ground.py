@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,6 @@ import numpy as np
 
 import kvx
 from kvx.errors import KvxError
-from kvx.transfer.agents.peer import Peer
 from kvx.transfer.agents.peer_state import PeerState
 from kvx.transfer.agents.transfers import LinkTransfer
 from kvx.transfer.memory import MemoryRegion
@@ -35,6 +33,8 @@ from tests.transfer.faults.victim import (
 GRACE_S = 10.0
 # The pattern that is written; the victim holds pattern 1.
 WRITTEN = 2
+# The block that transfers are tried with.
+PROBED = NUM_BLOCKS - 1
 
 
 @dataclass(slots=True)
@@ -103,9 +103,9 @@ class Ground:
         self.way = way
         self.has_thread = has_thread
         self.agent = kvx.Agent("initiator", key=KEY, config=way.config)
-        region = MemoryRegion(SIZE_BYTES, is_shared=way.is_shared)
-        self.blocks = region.array()[:SIZE_BYTES].reshape(NUM_BLOCKS, BLOCK_BYTES)
-        self.registration = self.agent.register(region if way.is_shared else self.blocks)
+        self._region = MemoryRegion(SIZE_BYTES, is_shared=way.is_shared)
+        self.blocks = self._region.array()[:SIZE_BYTES].reshape(NUM_BLOCKS, BLOCK_BYTES)
+        self.register()
         self.usual_s: dict[bool, float] = {}
         self._count = 0
         self.raise_victim()
@@ -113,7 +113,8 @@ class Ground:
             began = time.monotonic()
             self.end(self.begin(is_write=is_write, deadline_s=GRACE_S))
             self.usual_s[is_write] = time.monotonic() - began
-        self._first = (_descriptors(), _rss_bytes())
+        self.victim.ask("fill", 1)
+        self._descriptors, self._rss_bytes = _descriptors(), _rss_bytes()
 
     def raise_victim(self, target: str | None = None) -> None:
         """Start another victim in place of the last one, and be connected with it."""
@@ -126,24 +127,41 @@ class Ground:
         self.renew()
         self.await_writable()
 
+    def register(self) -> None:
+        """Register the initiator's memory, for the first time or again."""
+        self.registration = self.agent.register(self._region if self.way.is_shared else self.blocks)
+
     def renew(self) -> None:
         """Ask for another lease."""
         self.token = self.victim.ask("token")
 
     def await_writable(self) -> None:
-        """Wait until the victim is known to be able to take writes."""
-        end = time.monotonic() + GRACE_S
-        while True:
-            running = self.begin(is_write=True, count=1, deadline_s=GRACE_S)
-            if self.end(running).error is None:
-                break
-            assert time.monotonic() < end, f"no write is possible: {running.error!r}"
-            time.sleep(0.005)
+        """Wait until the victim is known to be able to take writes, and fill it anew."""
+        self.await_reach()
         self.victim.ask("fill", 1)
+
+    def await_reach(self) -> None:
+        """Wait until reads and writes are possible; nothing of the victim changes."""
+        end = time.monotonic() + GRACE_S
+        while self._objection() and time.monotonic() < end:
+            time.sleep(0.002)
+        assert not self._objection(), f"no transfer is possible: {self._objection()}"
+
+    def _objection(self) -> str:
+        """Return why the chosen way cannot be taken now: no peer, or memory not passed yet."""
+        if self.peer.state is not PeerState.UP:
+            return f"the peer is {self.peer.state.value}"
+        for is_write in (False, True):
+            running = self.end(
+                self.begin(is_write=is_write, first=PROBED, count=1, deadline_s=GRACE_S)
+            )
+            if running.error is not None:
+                return repr(running.error)
+        return ""
 
     def begin(
         self, *, is_write: bool, deadline_s: float, first: int = 0, count: int = NUM_BLOCKS,
-        peer: Peer | None = None,
+        token: bytes | None = None, is_watched: bool = True,
     ) -> Running:  # fmt: skip
         """Begin to move blocks; what cannot be begun has ended at once."""
         places = np.arange(first, first + count) * BLOCK_BYTES
@@ -152,16 +170,21 @@ class Ground:
         running = Running(is_write, first, count, time.monotonic() + deadline_s)
         act = self.agent.write if is_write else self.agent.read
         try:
-            remote = (self.peer if peer is None else peer).descriptors(
-                places, sizes, lease=self.token
+            remote = self.peer.descriptors(
+                places, sizes, lease=self.token if token is None else token
             )
             running.transfer = act(
-                self.registration.descriptors(places, sizes), remote, deadline_s=deadline_s
+                self.registration.descriptors(places, sizes),
+                remote,
+                deadline_s=deadline_s,
+                backend=self.way.backend,
             )
         except KvxError as error:
             running.error = error
             running.ended = time.monotonic()
             running.over.set()
+            return running
+        if not is_watched:
             return running
         if self.has_thread:
             threading.Thread(target=running.wait, daemon=True).start()
@@ -189,13 +212,13 @@ class Ground:
             return int(self.victim.ask("wrong", WRITTEN, arrived)) if has_victim else 0
         return int((self.blocks[arrived] != victim_pattern(1)[arrived]).any(axis=1).sum())
 
-    def guard(self) -> None:
-        """Fill the memory with what nobody sends."""
-        self.blocks[:] = CANARY
+    def guard(self, first: int = 0, count: int = NUM_BLOCKS) -> None:
+        """Fill blocks with what nobody sends."""
+        self.blocks[first : first + count] = CANARY
 
-    def touched(self) -> int:
+    def touched(self, first: int = 0, count: int = NUM_BLOCKS) -> int:
         """Return how many blocks were written since `guard`."""
-        return int((self.blocks != CANARY).any(axis=1).sum())
+        return int((self.blocks[first : first + count] != CANARY).any(axis=1).sum())
 
     def await_peer(self, *wanted: PeerState, timeout_s: float = 5.0) -> str:
         """Return the state of the peer, one of those wanted when it comes to that in time."""
@@ -221,16 +244,16 @@ class Ground:
                 stats["running"] + theirs["running"],
                 stats["quarantined"] + theirs["quarantined"],
                 stats["served"] + theirs["served"],
-                max(0, open_files - self._first[0]),
-                rss_bytes - self._first[1],
+                max(0, open_files - self._descriptors),
+                rss_bytes - self._rss_bytes,
             )
             if not left.total or time.monotonic() > end:
                 return left
             time.sleep(0.05)
 
-    def mark(self) -> None:
-        """Count descriptors and memory from here."""
-        self._first = (_descriptors(), _rss_bytes())
+    def mark_memory(self) -> None:
+        """Count memory from here, when caches are warm."""
+        self._rss_bytes = _rss_bytes()
 
     def close(self) -> None:
         """End everything."""
@@ -265,6 +288,3 @@ def _descriptors() -> int:
 def _rss_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-Strike = Callable[[], None]

@@ -221,6 +221,7 @@ def _strike_closing(ground: Ground, fault: Fault, rng: random.Random) -> Trial:
         transfer = closer.read(
             registration.descriptors(*everything),
             peer.descriptors(*everything, lease=ground.token), deadline_s=GRACE_S,
+            backend=ground.way.backend,
         )  # fmt: skip
         striker = threading.Thread(target=fault.strike, args=(ground,), daemon=True)
         timeout_s = rng.uniform(0.1, 0.3)
@@ -230,9 +231,7 @@ def _strike_closing(ground: Ground, fault: Fault, rng: random.Random) -> Trial:
         report = closer.close(timeout_s)
         over_s = time.monotonic() - deadline
     striker.join(GRACE_S * 3)
-    assert transfer.poll() is not kvx.TransferState.PENDING, (
-        "it outlived its agent"
-    )
+    assert transfer.poll() is not kvx.TransferState.PENDING, "it outlived its agent"
     assert not report.abandoned_transfers, f"something was abandoned: {report}"
     outcome = "done" if transfer.error is None else type(transfer.error).__name__
     if fault.is_fatal:

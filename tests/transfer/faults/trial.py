@@ -102,17 +102,25 @@ class Tally:
             assert not trial.wrong_blocks, f"wrong bytes counted as arrived: {trial}"
             assert not trial.is_stuck, f"never quiesced: {trial}"
         for way in self.ways():
-            late_s = percentile([trial.over_s for trial in self.of(way)], 0.99)
+            # Of those that ran out of time: the others would make it look better than it is.
+            late_s = percentile(overtimes(self.of(way)), 0.99)
             assert late_s <= LATE_S_MAX, f"{way}: p99 is {late_s * 1e3:.0f} ms over the deadline"
         for name, leaks in self.leaks.items():
             assert not leaks.total, f"left behind over {name}: {leaks}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` of them do not exceed."""
+    """Return the smallest value that at least `share` of them do not exceed; 0 of none."""
+    if not values:
+        return 0.0
     ordered = sorted(values)
     place = max(0, -int(-len(ordered) * share // 1) - 1)
     return ordered[place]
+
+
+def overtimes(trials: Iterable[Trial]) -> list[float]:
+    """Return how long after its deadline each trial ended that did not end before."""
+    return [trial.over_s for trial in trials if trial.over_s > 0.0]
 
 
 def in_words(trials: Iterable[Trial], most: int = 3) -> str:

@@ -33,7 +33,8 @@ class Way:
 
     Attributes:
         name: Of the row in the table.
-        backend: The only one that may be used.
+        backend: The one that transfers take.
+        backends: All that may be used.
         is_shared: Whether memory is a memfd that peers map.
         listen: Where the victim listens besides its socket file.
         unix: Whether it has that file.
@@ -41,6 +42,7 @@ class Way:
 
     name: str
     backend: str
+    backends: tuple[str, ...]
     is_shared: bool
     listen: str | None = None
     unix: bool = True
@@ -49,18 +51,19 @@ class Way:
     def config(self) -> dict[str, object]:
         """Of agents on both sides."""
         return {
-            "backends": [self.backend], "unix": self.unix, "gossip": False, "ping_s": 0.05,
+            "backends": self.backends, "unix": self.unix, "gossip": False, "ping_s": 0.05,
             "suspect_after_s": SUSPECT_S, "lost_after_s": 20.0, "redial_s": 0.01,
             "redial_max_s": 0.05, "lease_ttl_s": LEASE_S,
         }  # fmt: skip
 
 
 WAYS = (
-    Way("shm", "shm", is_shared=True),
-    Way("foreign", "shm", is_shared=False),
-    Way("unix", "tcp", is_shared=False),
-    Way("tcp", "tcp", is_shared=False, listen="tcp://127.0.0.1:0", unix=False),
-    Way("nixl", "nixl", is_shared=False, listen="tcp://127.0.0.1:0"),
+    Way("shm", "shm", ("shm",), is_shared=True),
+    Way("foreign", "shm", ("shm",), is_shared=False),
+    # What is left for private memory that the kernel does not let peers read.
+    Way("unix", "tcp", ("shm", "tcp"), is_shared=False),
+    Way("tcp", "tcp", ("tcp",), is_shared=False, listen="tcp://127.0.0.1:0", unix=False),
+    Way("nixl", "nixl", ("nixl",), is_shared=False, listen="tcp://127.0.0.1:0"),
 )
 
 
@@ -128,13 +131,19 @@ class Victim(Owner):
         """Return how many of these blocks are not those of a pattern."""
         return int((self.blocks[blocks] != _pattern(seed)[blocks]).any(axis=1).sum())
 
-    def guard(self) -> None:
-        """Fill the memory with what nobody sends."""
-        self.blocks[:] = CANARY
+    def guard(self, first: int = 0, count: int = NUM_BLOCKS) -> None:
+        """Fill blocks with what nobody sends."""
+        self.blocks[first : first + count] = CANARY
 
-    def touched(self) -> int:
+    def touched(self, first: int = 0, count: int = NUM_BLOCKS) -> int:
         """Return how many blocks were written since `guard`."""
-        return int((self.blocks != CANARY).any(axis=1).sum())
+        return int((self.blocks[first : first + count] != CANARY).any(axis=1).sum())
+
+    def settle(self, first: int, count: int, arrived: list[int]) -> int:
+        """Return how many of the blocks that arrived did not, and guard all of them."""
+        wrong = self.wrong(2, arrived) if arrived else 0
+        self.guard(first, count)
+        return wrong
 
 
 _pattern = functools.lru_cache(maxsize=4)(

@@ -1,0 +1,120 @@
+"""What one peer told us it holds: an index a tier, kept up by numbered changes.
+
+It may be wrong at any time, since what it says was true a moment ago: the peer is asked for every
+block, and says so when it is gone. It is bounded: of a peer that holds more than is remembered, the
+longest untouched are forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.cache.peer.messages import ChangeKind, as_keys
+from kvx.cache.result import TierKind
+from kvx_ext import _core
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from kvx.cache.peer.messages import Delta, SnapshotPart
+
+_SLOTS_FIRST = 1024
+_DROPPED = 3  # as kvx_ext/include/kvx/miss_history.h numbers it; there is no history here
+TIERS = (TierKind.DRAM, TierKind.NVME)
+
+
+class KeySet:
+    """Up to `keys_max` keys; the oldest go. Thread-safe."""
+
+    def __init__(self, keys_max: int) -> None:
+        """Start empty; memory is taken as keys come."""
+        self._keys_max = keys_max
+        self._index = _core.BlockIndex(_core.EvictionPolicy.LRU)
+        self._index.add_slots(0, min(_SLOTS_FIRST, keys_max))
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return self._index.num_slots - self._index.num_free
+
+    def add(self, keys: npt.NDArray[np.uint8]) -> None:
+        """Add (n, 16) uint8 keys; those that are there are none the worse."""
+        while self._index.num_free < len(keys) and self._index.num_slots < self._keys_max:
+            more = min(self._index.num_slots, self._keys_max - self._index.num_slots)
+            self._index.add_slots(self._index.num_slots, more)
+        # At most as many as there is room for, or those of one batch would be refused.
+        for start in range(0, len(keys), _SLOTS_FIRST):
+            some = keys[start : start + _SLOTS_FIRST]
+            self._index.insert(some, np.zeros(len(some), np.uint64), 0, 0, 0)
+
+    def remove(self, keys: npt.NDArray[np.uint8]) -> None:
+        """Remove keys; those that are not there do no harm."""
+        self._index.remove(keys, _DROPPED)
+
+    def has(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Return which of (n, 16) uint8 keys are there, (n,) bool."""
+        return self._index.inspect(keys, 0).astype(np.bool_)
+
+
+class Replica:
+    """The keys of one peer's tiers. Written by one thread, read by any.
+
+    Attributes:
+        log: Which sequence of changes it follows; 0 before the first snapshot.
+        sequence: Number of the last change in it.
+    """
+
+    def __init__(self, keys_max: int) -> None:
+        """Start empty."""
+        self._keys_max = keys_max
+        self._tiers = {tier: KeySet(keys_max) for tier in TIERS}
+        self._loading: dict[TierKind, KeySet] | None = None
+        self._next_part = 0
+        self.log = 0
+        self.sequence = 0
+
+    def __len__(self) -> int:
+        """Return the number of keys, those of two tiers counted twice."""
+        return sum(len(keys) for keys in self._tiers.values())
+
+    def holds(self, tier: TierKind, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Return which of (n, 16) uint8 keys a tier of the peer holds, (n,) bool."""
+        return self._tiers[tier].has(keys)
+
+    def forget(self, keys: npt.NDArray[np.uint8]) -> None:
+        """Remove keys that the peer turned out not to have."""
+        for tier in self._tiers.values():
+            tier.remove(keys)
+
+    def take_part(self, part: SnapshotPart) -> bool:
+        """Take a part of a snapshot; False when one is missing, so that it is of no use."""
+        if part.number == 0:
+            self._loading, self._next_part = {tier: KeySet(self._keys_max) for tier in TIERS}, 0
+        if self._loading is None or part.number != self._next_part:
+            self._loading = None
+            return False
+        self._next_part += 1
+        tier = self._loading.get(TierKind(part.tier)) if part.tier in TIERS else None
+        if tier is not None:
+            tier.add(as_keys(part.keys))
+        if part.is_last:
+            self._tiers, self._loading = self._loading, None
+            self.log, self.sequence = part.log, part.sequence
+        return True
+
+    def take_delta(self, delta: Delta) -> bool:
+        """Take changes; False when some before them are missing, so that all are needed anew."""
+        if delta.log != self.log or delta.first > self.sequence + 1:
+            return False
+        if delta.first <= self.sequence and delta.last <= self.sequence:
+            return True  # known already
+        for change in delta.changes:
+            if change.kind == ChangeKind.CLEARED:
+                self._tiers = {tier: KeySet(self._keys_max) for tier in TIERS}
+            elif change.tier in TIERS:
+                tier = self._tiers[TierKind(change.tier)]
+                keys = as_keys(change.keys)
+                (tier.add if change.kind == ChangeKind.STORED else tier.remove)(keys)
+        self.sequence = delta.last
+        return True
