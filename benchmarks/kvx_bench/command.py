@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"{options.name} takes no options of `kvx bench transfer`")
         return matrix_command.run(options, console)
     names = list(CASES) if options.name == "all" else [options.name]
+    load_before = os.getloadavg()[0]
     rows: list[Row] = []
     skipped = 0
     with tempfile.TemporaryDirectory(prefix="kvx-bench-", dir=options.path or ".") as directory:
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
             told = "; ".join(filter(None, remarks))
             console.print(f"[dim]{row.key}: {told}[/]", soft_wrap=True)
     if options.json is not None:
-        machine = describe_machine(options.driver)
+        machine = describe_machine(options.driver) | {"load_before": load_before}
         report = {"machine": machine, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"wrote {options.json}")
