@@ -56,7 +56,7 @@ def test_the_defaults() -> None:
     ("arguments", "match"),
     [
         (("--ops", "reed"), "--ops 'reed'; accepted: read, write"),
-        (("--memory", "moon"), "--memory 'moon'; accepted: host, device"),
+        (("--memory", "moon"), "--memory 'moon'; accepted: host, device, host:device, device:host"),
         (("--batch", "0"), "--batch '0': numbers of blocks"),
         (("--batch", "1,x"), "--batch '1,x'"),
         (("--block-sizes", "4KB"), "no size"),
@@ -72,6 +72,13 @@ def test_what_is_wrong_is_named_with_what_is_accepted(
 ) -> None:
     with pytest.raises(UsageError, match=match):
         parsed(*arguments)
+
+
+def test_the_memory_of_both_sides() -> None:
+    cells = parsed("--memory", "host,device,device:host", "--ops", "read", "--block-sizes", "4KiB")
+    assert [cell.kinds for cell in cells.cells[:3]] == [
+        ("host", "host"), ("device", "device"), ("device", "host"),
+    ]  # fmt: skip
 
 
 def test_addresses_and_keys(tmp_path: Path) -> None:

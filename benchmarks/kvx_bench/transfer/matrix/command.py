@@ -114,7 +114,7 @@ class Bench:
         try:
             if self._mapped.get(cell.backend) != cell.memory:
                 self._mapped.pop(cell.backend, None)
-                pair.map(self._wanted.num_bytes, cell.memory)
+                pair.map(self._wanted.num_bytes, *cell.kinds)
                 self._mapped[cell.backend] = cell.memory
             return measure(pair, cell, self._limit(cell.backend, cell.work), self._wanted)
         except CorruptBlock:

@@ -20,7 +20,7 @@ class Figures:
 
     Attributes:
         backend: The way.
-        memory: Where the initiator's memory is.
+        memory: Where both sides' memory is, or INITIATOR:TARGET.
         op: "read" or "write".
         block_bytes: Of each block.
         batch: Blocks of a transfer.

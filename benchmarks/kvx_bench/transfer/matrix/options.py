@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import argparse
 
 _OPS = ("read", "write")
+_MEMORIES = (*KINDS, *(f"{ours}:{theirs}" for ours, theirs in permutations(KINDS, 2)))
 _LISTEN = "0.0.0.0:7411"
 _DEFAULT_SIZES = "4KiB..64MiB"
 _BATCH_BYTES = 128 << 20
@@ -34,13 +36,19 @@ class Cell:
 
     Attributes:
         backend: The way.
-        memory: Where the initiator's memory is.
+        memory: Where both sides' memory is, or INITIATOR:TARGET.
         work: What is moved.
     """
 
     backend: str
     memory: str
     work: Work
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """Where the initiator's and the target's memory is."""
+        ours, _, theirs = self.memory.partition(":")
+        return ours, theirs or ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch", metavar="N,M", help="blocks of one transfer")
     group.add_argument("--ops", metavar="OPS", help="read,write")
-    group.add_argument("--memory", metavar="KINDS", help="of the initiator: host,device")
+    group.add_argument(
+        "--memory", metavar="KINDS", help="host,device, or device:host for each side"
+    )
     group.add_argument(
         "--check", action="store_true", help="look at every byte of every iteration; exit 1 if one"
         " is wrong"
@@ -140,7 +150,7 @@ def parse(options: argparse.Namespace) -> MatrixOptions:
     default = "tcp" if options.connect else "shm,tcp"
     backends = _names(options.backends or default, "--backends")
     ops = _chosen(options.ops or "read,write", _OPS, "--ops")
-    memories = _chosen(options.memory or "host", KINDS, "--memory")
+    memories = _chosen(options.memory or "host", _MEMORIES, "--memory")
     batches = _counts(options.batch)
     cells = tuple(
         Cell(backend, memory, Work(op == "write", size, batch))

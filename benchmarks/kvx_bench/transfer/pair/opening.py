@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from kvx_bench.transfer.pair.pair import Desk
 
 _PROGRAM = "kvx_bench.transfer.pair.program"
-# Over a socket file peers know that they share a host and may map memory; over tcp they would take
-# that file instead of the network.
-_BY_SOCKET_FILE = {"shm", "nixl"}
+# Over a socket file peers may map each other's memory. What is to be measured over the network must
+# not have one: two agents of a host would take it.
+_BY_NETWORK = {"tcp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def open_pair(backend: str, options: PairOptions) -> Pair:
     Raises:
         UnavailableError: That backend is not here; says why.
     """
-    is_file = backend in _BY_SOCKET_FILE
+    is_file = backend not in _BY_NETWORK
     terms: dict[str, Any] = {"backends": [backend], "unix": is_file}
     with contextlib.ExitStack() as made:
         target, initiator = (

@@ -153,13 +153,13 @@ class Pair:
         """End both."""
         self._made.close()
 
-    def map(self, num_bytes: int, kind: str = "host") -> None:
-        """Give both memory to move; the target's is on the host, as leases are.
+    def map(self, num_bytes: int, kind: str = "host", target_kind: str = "host") -> None:
+        """Give the initiator and the target memory to move.
 
         Raises:
             KvxError: There is none of that kind, or no way to move it.
         """
-        self.target.ask(do="map", num_bytes=num_bytes, kind="host")
+        self.target.ask(do="map", num_bytes=num_bytes, kind=target_kind)
         self.initiator.ask(do="map", num_bytes=num_bytes, kind=kind)
 
     def begin(self, course: Course) -> Begun:
