@@ -1,0 +1,1 @@
+"""Agents: the endpoints that read and write each other's leased memory."""
