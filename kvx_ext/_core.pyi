@@ -67,6 +67,11 @@ def block_checksums(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, No
     Checksums of (n, block_bytes) uint8 blocks under (n, 16) uint8 keys as (n,) uint64. One thread, without the GIL. Source: docs/formats/nvme.md.
     """
 
+def row_checksums(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)] | None = None) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    """
+    Checksums of blocks where they lie in `memory`: rows is (n, 4) int64 of offset, stride, count, bytes; keys (n, 16) uint8, None for zeros. One thread, without the GIL. Source: kvx_ext/include/kvx/row_checksums.h.
+    """
+
 def crc64(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], state: int = 0, kernel: str = '') -> int:
     """
     Continue the bare CRC-64/NVME register `state` over `source` with the kernel named.
