@@ -80,6 +80,33 @@ class PeerCard:
     card: bytes | None
 
 
+# A right of a lease, beside those that the native core enforces: the holder may write the leased
+# memory itself, through a backend that the owner cannot stop.
+REMOTE_WRITE = 4
+
+
+class LeaseUse(Protocol):
+    """Work of a peer under a live lease of ours, from `BackendHost.use_lease` until `end`.
+
+    While it is open the agent gives the leased memory to nobody else, whatever becomes of the
+    lease: revoking waits, and what has expired stays quarantined.
+    """
+
+    @property
+    def region(self) -> int:
+        """Number of the leased region."""
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int64]:
+        """The leased blocks, (n, 4) int64 of offset, stride, count, bytes."""
+
+    def is_live(self) -> bool:
+        """Return whether the lease has neither been revoked nor expired."""
+
+    def end(self) -> None:
+        """Say that the peer is through, or gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackendHost:
     """What an agent offers to the endpoints in it.
@@ -94,6 +121,12 @@ class BackendHost:
         ended: To be called with the number of a job that ended after `LinkJob.watch`, from any
             thread.
         card_changed: To be called when `Endpoint.card` returns something new.
+        use_lease: Opens work of a peer, by name, that needs these rights under a lease of this
+            agent. StaleReference when the lease is not live, UsageError when it is not this peer's
+            or does not give the rights.
+        deliver: Hands a note of a peer, by name, to this agent as a notification.
+        on_lost: Sets who is called with (peer name, incarnation, whether that life has ended) when
+            a peer cannot be reached any more, and again once it is known to be dead.
     """
 
     agent: str
@@ -103,6 +136,9 @@ class BackendHost:
     on_message: Callable[[Callable[[str, bytes], None]], None]
     ended: Callable[[int], None]
     card_changed: Callable[[], None]
+    use_lease: Callable[[str, LeaseRef, int], LeaseUse]
+    deliver: Callable[[str, bytes], None]
+    on_lost: Callable[[Callable[[str, int, bool], None]], None]
 
 
 @dataclass(frozen=True, slots=True)

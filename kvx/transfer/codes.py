@@ -18,3 +18,4 @@ class Code(enum.IntEnum):
     CANCELLED = 9
     SKIPPED = 10
     DEVICE = 11
+    PEER_LOST = 12
