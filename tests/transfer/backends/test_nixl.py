@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ SIZE = 32 << 20
 # host UCX copies out of it without its help.
 TCP = {"UCX_TLS": "tcp"}
 HERE: dict[str, str] = {}
+TASKS = Path("/proc/self/task")
 
 
 class Pair(NamedTuple):
@@ -363,6 +365,7 @@ def test_memory_is_kept_while_a_peer_may_touch_it(make_pair: PairMaker) -> None:
 
 
 def test_nothing_spins(make_pair: PairMaker) -> None:
+    threads = len(list(TASKS.iterdir()))
     pair = make_pair(TCP)
     filled(pair)
     pair.here.memory(SIZE)
@@ -373,6 +376,9 @@ def test_nothing_spins(make_pair: PairMaker) -> None:
     # NIXL left alone takes half a core, so a tenth of that is far from either.
     assert time.process_time() - before < 0.1
     assert pair.there.do("cpu") - before_there < 0.1
+    pair.here.endpoint.close(2.0)
+    time.sleep(0.2)
+    assert len(list(TASKS.iterdir())) <= threads + 1  # the one that reads the pipe
 
 
 def test_a_peer_that_says_nothing_is_not_waited_for(make_pair: PairMaker) -> None:

@@ -253,6 +253,7 @@ def test_closing_keeps_what_nixl_may_touch(scene: Scene, caplog: pytest.LogCaptu
     assert job.state() == "cancelled"
     assert "may touch memory of here" in caplog.text
     assert len(agent.registered) == 1
+    assert scene.here.endpoint.pump._kept == [scene.here.endpoint]
     with pytest.raises(UnavailableError, match="closed"):
         scene.here.endpoint.connect(card_of(scene.there), 0.1)
 
@@ -334,4 +335,57 @@ def test_a_lease_for_reading_is_not_held(scene: Scene) -> None:
     scene.there.leases[lease].is_revoked = True
     job = scene.channel.submit(request_of(scene.plan(checksums=sums), lease))
     assert job.wait(5.0)
+    assert set(job.codes().tolist()) == {Code.STALE}
+
+
+def test_a_read_is_compared_with_what_was_expected(scene: Scene) -> None:
+    sums = _core.row_checksums(pattern(SIZE, 1), np.array(BLOCKS, np.int64))
+    scene.there.memories[scene.region][7 * 4096] ^= 1
+    job = scene.channel.submit(request_of(scene.plan(checksums=sums), scene.lease(), note=b"no"))
+    assert job.wait(5.0)
+    assert np.flatnonzero(job.codes() == Code.CORRUPT).tolist() == [7]
+    assert job.blocks_done == 15
+    assert job.state() == "failed"
+
+
+def test_a_block_outside_the_region_of_the_peer_is_never_asked_for(scene: Scene) -> None:
+    small = scene.there.memory(4096).region
+    assert eventually(lambda: small in scene.channel._regions)
+    plan = plan_of(scene.memory, BLOCKS[1:2], small, BLOCKS[1:2])
+    with pytest.raises(UsageError, match="remote block 0"):
+        scene.channel.submit(request_of(plan, scene.lease()))
+
+
+def test_a_peer_writes_only_where_it_was_given_the_right(scene: Scene) -> None:
+    plan = scene.plan()
+    for rights in (READ, READ | 2):
+        job = scene.channel.submit(request_of(plan, scene.lease(rights), is_write=True))
+        assert job.wait(5.0)
+        assert set(job.codes().tolist()) == {Code.USAGE}
+    assert (scene.there.memories[scene.region] == pattern(SIZE, 1)).all()
+
+
+def test_a_lease_that_ends_during_a_write_makes_it_stale(scene: Scene) -> None:
+    lease = scene.lease()
+    scene.fabric.is_held = True
+    job = scene.channel.submit(request_of(scene.plan(), lease, is_write=True, note=b"no"))
+    assert eventually(lambda: len(scene.fabric.held) == 2)
+    scene.there.leases[lease].is_revoked = True
+    scene.fabric.release()
+    assert job.wait(5.0)
+    assert set(job.codes().tolist()) == {Code.STALE}
+    assert scene.there.leases[lease].uses == 0
+    assert scene.there.notes == []
+
+
+def test_memory_is_given_back_once_every_peer_has_forgotten_it(scene: Scene) -> None:
+    source = scene.there.endpoint._registry.get(scene.region)
+    scene.fabric.is_held = True
+    job = scene.channel.submit(request_of(scene.plan(), scene.lease(), deadline_s=0.05))
+    assert job.wait(2.0)
+    assert not scene.there.endpoint.unregister(source, 0.1)
+    scene.fabric.release()
+    assert scene.there.endpoint.unregister(source, 2.0)
+    job = scene.channel.submit(request_of(scene.plan(), scene.lease()))
+    assert job.wait(2.0)
     assert set(job.codes().tolist()) == {Code.STALE}

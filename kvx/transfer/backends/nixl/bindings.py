@@ -82,7 +82,7 @@ class NixlAgent:
         config.syncMode = bindings.NIXL_THREAD_SYNC_STRICT
         config.pthrDelay = round(options.progress_every_s * _MICROSECONDS)
         try:
-            self._agent = bindings.nixlAgent(name, config)
+            self._agent: Any = bindings.nixlAgent(name, config)
             self._plugins = [
                 self._agent.createBackend(plugin, dict(options.parameters.get(plugin, {})))
                 for plugin in options.backends
@@ -199,6 +199,11 @@ class NixlAgent:
     def release_request(self, request: int) -> None:
         """Let a request go. REQUIRES: it has ended; NIXL would write into its memory later on."""
         self._agent.releaseXferReq(request)
+
+    def stop(self) -> None:
+        """End NIXL's thread and connections. REQUIRES: nothing is registered or under way."""
+        assert not self._registered, "memory is deregistered first"
+        self._agent = None
 
     def _progress(self, call: Any) -> Progress:
         try:

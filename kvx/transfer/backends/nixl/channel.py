@@ -146,9 +146,7 @@ class NixlChannel:
     def knows(self, regions: dict[int, Region]) -> None:
         """Learn what the peer has registered; begin what has waited for that."""
         with self._lock:
-            self._regions = {
-                number: region for number, region in regions.items() if number not in self._leaving
-            }
+            self._regions = dict(regions)
             waiting, self._waiting = self._waiting, []
         for course in waiting:
             try:

@@ -193,6 +193,7 @@ class NixlEndpoint:
             return
         self.pump.stop()
         self.verifier.stop()
+        self.nixl.stop()
 
     def quarantine(self) -> list[int]:
         """Return the jobs that have ended while NIXL may still touch their memory."""
