@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -105,7 +106,16 @@ def test_the_probe_asks_a_child_once(installed: pytest.MonkeyPatch) -> None:
     assert NixlBackend().availability() == ""
     assert NixlBackend().availability() == ""
     assert len(asked) == 1
-    assert asked[0][1:] == ["-m", "kvx.transfer.backends.nixl.probe", "nixl_cu13", "UCX"]
+    assert asked[0][1:] == ["-P", probe.__file__, "nixl_cu13", "UCX"]
+
+
+def test_the_child_answers_from_anywhere(installed: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "kvx").mkdir()
+    (tmp_path / "kvx" / "__init__.py").write_text("raise SystemExit(3)")
+    installed.chdir(tmp_path)
+    assert "no_such_nixl is installed and cannot be" in probe._ask_child(
+        "no_such_nixl", ("UCX",), 30.0
+    )
 
 
 def test_the_probe_says_why_not(installed: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_a_plan_is_prepared_once(scene: Scene) -> None:
         assert job.wait(5.0)
         assert job.state() == "done"
         assert (scene.target == pattern(SIZE, 1)).all()
-    assert scene.fabric.counts == {"connect": 1, "prepare": 2, "request": 8, "post": 24}
+    assert scene.fabric.counts == {"connect": 1, "prepare": 2, "request": 9, "post": 27}
     agent = scene.fabric.agents[scene.here.endpoint.life]
     assert agent.config.syncMode == "strict"
     assert agent.config.pthrDelay == 50_000

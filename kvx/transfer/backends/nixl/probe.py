@@ -52,7 +52,8 @@ def objection(backends: tuple[str, ...], timeout_s: float) -> str:
 def _ask_child(module: str, backends: tuple[str, ...], timeout_s: float) -> str:
     try:
         child = subprocess.run(
-            [sys.executable, "-m", __name__, module, *backends],
+            # This file alone, and nothing from the directory that we happen to stand in.
+            [sys.executable, "-P", __file__, module, *backends],
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -85,7 +86,7 @@ def try_all(module: str, backends: list[str]) -> str:
 
 
 def main() -> None:
-    """Print the answer; for `python -m`."""
+    """Print the answer; for the child."""
     try:
         answer = try_all(sys.argv[1], sys.argv[2:])
     except ImportError as error:

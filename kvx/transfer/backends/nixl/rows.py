@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Int64s = npt.NDArray[np.int64]
 
 _OFFSET, _STRIDE, _COUNT, _BYTES = range(4)
+_SHARE_OF_LAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +120,21 @@ def cut(local: Int64s, remote: Int64s) -> Runs:
 
 
 def batches(runs: Runs, batch_bytes: int) -> list[Batch]:
-    """Group blocks into batches of about `batch_bytes`, each of one block at least."""
+    """Group blocks into batches of at most `batch_bytes`, or one block.
+
+    Towards the end they become smaller, down to an eighth: what is verified behind the last byte
+    is not hidden behind anything.
+    """
     ends = np.cumsum(runs.sizes)[runs.block_ends - 1]
+    total, smallest = int(ends[-1]), max(1, batch_bytes // _SHARE_OF_LAST)
     found: list[Batch] = []
-    first = 0
+    first = before = first_run = 0
     while first < len(ends):
-        before = int(ends[first - 1]) if first else 0
-        end = max(first + 1, int(np.searchsorted(ends, before + batch_bytes, side="right")))
-        first_run = int(runs.block_ends[first - 1]) if first else 0
-        found.append(Batch(first, end, first_run, int(runs.block_ends[end - 1])))
-        first = end
+        room = min(batch_bytes, max((total - before) // 2, smallest))
+        end = max(first + 1, int(np.searchsorted(ends, before + room, side="right")))
+        end_run = int(runs.block_ends[end - 1])
+        found.append(Batch(first, end, first_run, end_run))
+        first, before, first_run = end, int(ends[end - 1]), end_run
     return found
 
 
