@@ -18,6 +18,7 @@ from kvx_bench.cases.dram import DramCase
 from kvx_bench.cases.gpu import GpuCase
 from kvx_bench.cases.index import IndexCase
 from kvx_bench.cases.nvme import NvmeCase
+from kvx_bench.cases.peer import PeerCase
 from kvx_bench.cases.plan import PlanCase
 from kvx_bench.machine import describe_machine
 
@@ -33,7 +34,15 @@ HELP = "measure this machine and kvx on it; every row beside its limit"
 
 CASES: dict[str, Case] = {
     case.name: case
-    for case in (ChecksumCase(), IndexCase(), PlanCase(), DramCase(), NvmeCase(), GpuCase())
+    for case in (
+        ChecksumCase(),
+        IndexCase(),
+        PlanCase(),
+        DramCase(),
+        PeerCase(),
+        NvmeCase(),
+        GpuCase(),
+    )
 }
 
 
