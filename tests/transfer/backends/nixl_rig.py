@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvx.errors import PeerLost, StaleReference, UsageError
+from kvx.errors import PeerLost, StaleReference, UnavailableError, UsageError
 from kvx.transfer.agents.identity import host_identity
-from kvx.transfer.backend import BackendHost, LinkPlan, LinkRequest, Memory, PeerCard
+from kvx.transfer.backend import BackendHost, LinkPlan, LinkRequest, Memory, PeerCard, PeerSight
 from kvx.transfer.backends.nixl import NixlBackend, NixlOptions
 from kvx.transfer.core import LeaseRef
 
@@ -44,6 +44,10 @@ def new_array(size_bytes: int) -> npt.NDArray[np.uint8]:
 
 def pattern(size_bytes: int, seed: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, size_bytes, np.uint8)
+
+
+def _no_sight(peer: str) -> PeerSight:
+    raise UnavailableError(f"{peer} is not connected over a unix socket")
 
 
 class Lease:
@@ -86,6 +90,9 @@ class Rig:
             use_lease=self.use_lease,
             deliver=lambda peer, note: self.notes.append((peer, note)),
             on_lost=self._on_lost,
+            sight=_no_sight,
+            verifies_device=False,
+            peer_objection=lambda _peer, _region: "",
         )
         opening = made_by.get("opening") or NixlBackend(options).open
         self.endpoint = opening(host)
