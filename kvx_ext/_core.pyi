@@ -67,6 +67,11 @@ def block_checksums(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, No
     Checksums of (n, block_bytes) uint8 blocks under (n, 16) uint8 keys as (n,) uint64. One thread, without the GIL. Source: docs/formats/nvme.md.
     """
 
+def row_checksums(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)] | None = None) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    """
+    Checksums of blocks where they lie in `memory`: rows is (n, 4) int64 of offset, stride, count, bytes; keys (n, 16) uint8, None for zeros. One thread, without the GIL. Source: kvx_ext/include/kvx/row_checksums.h.
+    """
+
 def crc64(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], state: int = 0, kernel: str = '') -> int:
     """
     Continue the bare CRC-64/NVME register `state` over `source` with the kernel named.
@@ -495,6 +500,14 @@ class DeviceMemory:
     def is_exportable(self) -> bool:
         """Whether it is shared by file descriptor rather than by handle."""
 
+    @property
+    def device(self) -> int:
+        """Number of its device; -1 for the emulation."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        """The memory as (bytes,) uint8 for libraries that use CUDA."""
+
     def __enter__(self) -> DeviceMemory:
         """Nothing but itself."""
 
@@ -537,6 +550,11 @@ class PinnedRange:
 
 class StreamMark:
     """A point in a stream, which copies can be told to follow."""
+
+    def is_reached(self) -> bool:
+        """
+        Whether the work before it has ended; never blocks. Raises TransferError when the device has failed.
+        """
 
 class Gate:
     """A counter that streams can wait for; it only grows."""
@@ -614,6 +632,21 @@ class Device:
         What another process needs to map memory of this device: (bytes, fd, size_bytes). The descriptor, -1 for memory that is not exportable, is the caller's to send and close.
         """
 
+    def share_at(self, address: int, bytes: int) -> tuple[bytes, int, int, int]:
+        """
+        As `share`, for memory of this device whoever allocated it: (bytes, fd, size_bytes, offset) of the allocation it lies in, and where. Raises UnavailableError when its allocator made it so that it cannot be shared.
+        """
+
+    def can_reach(self, ordinal: int) -> str:
+        """
+        Empty when copies of this device reach memory of another one directly, else why not.
+        """
+
+    def note_host_access(self, address: int, blocks: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], is_write: bool) -> None:
+        """
+        Announce that the CPU reads or writes blocks, (n, 4) int64 rows, that copies use. Nothing on a real driver; the simulated one finds races with it.
+        """
+
     def open_shared(self, bytes: bytes, fd: int, size_bytes: int) -> DeviceMemory:
         """
         Map what another process shared. The sender must keep it meanwhile. `fd` stays the caller's.
@@ -659,6 +692,19 @@ class Copies:
         Wait without the GIL for a ticket, once: its kvx::Code, 0 when the bytes are there; 8 when time is up, and the ticket stays good. Raises UsageError for any other ticket.
         """
 
+    def submit_blocks(self, direction: str, target_base: int, targets: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], source_base: int, sources: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)], after: StreamMark | None = None) -> int:
+        """
+        As `submit`, for blocks on both sides: (n, 4) int64 rows of offset, stride, count and bytes from each base on, which were checked. Raises UsageError when the totals of a block differ.
+        """
+
+    def wait_any(self, timeout_s: float) -> list[tuple[int, int, int]]:
+        """
+        Wait without the GIL until copies have completed, and take them: (ticket, kvx::Code, CUresult) each. Empty when time is up or after `wake`. For one reader, beside whom nobody calls `wait`.
+        """
+
+    def wake(self) -> None:
+        """Make one `wait_any` return."""
+
     def cancel(self, ticket: int) -> None:
         """Ask that a copy be given up; its ticket tells (9) whether it was."""
 
@@ -671,6 +717,11 @@ class Copies:
         """
         Cancel what has not begun and wait for the rest. Returns how many copies had to be abandoned: their memory must never be freed. Later calls return the same.
         """
+
+def find_overlap(blocks: Annotated[NDArray[numpy.int64], dict(shape=(None, 4), order='C', device='cpu', writable=False)]) -> int:
+    """
+    The number of a block, of (n, 4) int64 checked rows, that has bytes in common with another one; -1 when none has.
+    """
 
 class Kernels:
     """
@@ -1073,6 +1124,21 @@ class LinkAgent:
     def can_pull(self, peer: int, region: int) -> str:
         """Empty when the peer's region can be copied on this host, else why not."""
 
+    def add_opaque_region(self, bytes: int) -> int:
+        """
+        Let memory be leased that only a backend of its own can touch. Returns the region, numbered from 1 << 31 on.
+        """
+
+    def use_lease(self, lease: tuple[int, int, int], peer: int, rights: int) -> LeaseUse:
+        """
+        Begin work of `peer` under a lease (id, slot, generation) of this agent that needs these rights. Raises StaleReference when it has ended, UsageError when it is not for that.
+        """
+
+    def sight(self, peer: int) -> PeerSight:
+        """
+        A sight of a peer on this host. Raises UnavailableError when it is not connected over a unix socket.
+        """
+
     def info(self, connection: int) -> dict[str, object]:
         """
         What is known of a connection, by the names of ConnectionInfo in agent.h.
@@ -1089,6 +1155,39 @@ class LinkAgent:
     def submit(self, *, is_write: bool, way: int, peer: int, lease: tuple[int, int, int], plan: RemotePlan, deadline_s: float, note: bytes) -> RemoteJob:
         """
         Start a transfer over blocks of a `lease` (id, slot, generation) of `peer`. `way`: 0 through the connections, 1 copied on this host. `note` is delivered to the peer once all bytes have arrived. Never blocks on the work.
+        """
+
+class LeaseUse:
+    """
+    Work of a peer under a live lease of this agent; until `end`, or the last reference, revoking the lease waits.
+    """
+
+    @property
+    def region(self) -> int:
+        """Number of the leased region."""
+
+    @property
+    def blocks(self) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None))]:
+        """
+        The leased blocks, (n, 4) int64 rows of offset, stride, count and bytes.
+        """
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is one run of bytes, of which any part may be named."""
+
+    def is_live(self) -> bool:
+        """Whether the lease has neither been revoked nor expired."""
+
+    def end(self) -> None:
+        """Say that the peer is through, or gone."""
+
+class PeerSight:
+    """What can be seen of a peer on this host, also after it is gone."""
+
+    def look(self, slot: int, generation: int) -> int:
+        """
+        kvx::Code: 0, 7 when that lease of the peer has ended, 12 when its process has.
         """
 
 class RemotePlan:

@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"{options.name} takes no options of `kvx bench transfer`")
         return matrix_command.run(options, console)
     names = list(CASES) if options.name == "all" else [options.name]
+    load_before = os.getloadavg()[0]
     rows: list[Row] = []
     skipped = 0
     with tempfile.TemporaryDirectory(prefix="kvx-bench-", dir=options.path or ".") as directory:
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
             told = "; ".join(filter(None, remarks))
             console.print(f"[dim]{row.key}: {told}[/]", soft_wrap=True)
     if options.json is not None:
-        machine = describe_machine(options.driver)
+        machine = describe_machine(options.driver) | {"load_before": load_before}
         report = {"machine": machine, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"wrote {options.json}")
@@ -110,7 +111,13 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("key", no_wrap=True)
     for heading in ("GB/s", "M/s", "limit", "ratio", "CPU s/GB", "p50 us", "p99 us"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("limit is", no_wrap=True)
+    # What few benchmarks have.
+    has_shares = any(row.cpu_share is not None for row in rows)
+    has_names = any(row.limit_name for row in rows)
+    if has_shares:
+        table.add_column("CPU %", justify="right", no_wrap=True)
+    if has_names:
+        table.add_column("limit is", no_wrap=True)
     for row in rows:
         limit = row.limit if row.per_s is None or row.limit is None else row.limit / 1e6
         table.add_row(
@@ -122,7 +129,8 @@ def _table(rows: list[Row]) -> Table:
             _number(row.cpu_s_per_gb, 3),
             _number(row.p50_us, 1),
             _number(row.p99_us, 1),
-            row.limit_name,
+            *([_number(None if row.cpu_share is None else row.cpu_share * 100)] * has_shares),
+            *([row.limit_name] * has_names),
         )
     return table
 

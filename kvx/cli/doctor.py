@@ -18,7 +18,8 @@ from rich.table import Table
 
 from kvx.cli.finding import Finding
 from kvx.cli.gpu import gpu_findings
-from kvx.config import cache_directory
+from kvx.cli.peers import peer_findings
+from kvx.config import CacheConfig, cache_directory
 from kvx_ext import _core
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ list_devices = _core.list_cuda_devices
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--path", default=".", help="directory an NVMe tier would live in")
+    parser.add_argument(
+        "--config", help="configuration of a cache (YAML or TOML): its peers are connected with"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; 0 whatever they are, because kvx works with fewer of them."""
-    findings = list(examine(_nearest_there(Path(options.path).absolute())))
+    config = None if options.config is None else CacheConfig.load(options.config)
+    findings = list(examine(_nearest_there(Path(options.path).absolute()), config))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
         return 0
@@ -54,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def examine(path: Path) -> Iterator[Finding]:
+def examine(path: Path, config: CacheConfig | None = None) -> Iterator[Finding]:
     """Look at everything kvx can make use of."""
     yield _checksum()
     yield _cpus()
@@ -64,6 +69,7 @@ def examine(path: Path) -> Iterator[Finding]:
     yield _direct_io(path)
     yield _disk(path)
     yield from gpu_findings(list_devices, cache_directory())
+    yield from peer_findings(config)
     for package, purpose in _EXTRAS.items():
         yield _extra(package, purpose)
 

@@ -12,18 +12,20 @@ honoured, no block counted that was not verified.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kvx.buffers import MemoryKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from kvx.transfer.agents.identity import HostIdentity
     from kvx.transfer.core import LeaseRef, LinkCore, LinkJob, NativePlan
+    from kvx.transfer.memory import MemoryRegion
+    from kvx_ext import _core
 
 ENTRY_POINTS = "kvx.backends"
 CARD_BYTES_MAX = 16 << 10
@@ -82,6 +84,40 @@ class PeerCard:
     card: bytes | None
 
 
+# A right of a lease, beside READ and WRITE: the holder may write the leased memory itself, through
+# a backend that the owner cannot stop.
+REMOTE_WRITE = 4
+
+
+class LeaseUse(Protocol):
+    """Work of a peer under a live lease of ours, from `BackendHost.use_lease` until `end`.
+
+    While it is open the agent gives the leased memory to nobody else, whatever becomes of the
+    lease: revoking waits, and what has expired stays quarantined.
+    """
+
+    @property
+    def region(self) -> int:
+        """Number of the leased region."""
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int64]:
+        """The leased blocks, (n, 4) int64 of offset, stride, count, bytes."""
+
+    def is_live(self) -> bool:
+        """Return whether the lease has neither been revoked nor expired."""
+
+    def end(self) -> None:
+        """Say that the peer is through, or gone."""
+
+
+class PeerSight(Protocol):
+    """What can be seen of a peer on this host, also after it is gone."""
+
+    def look(self, slot: int, generation: int) -> int:
+        """Return a `Code`: OK, STALE when that lease has ended, PEER_LOST when its process has."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackendHost:
     """What an agent offers to the endpoints in it.
@@ -96,6 +132,16 @@ class BackendHost:
         ended: To be called with the number of a job that ended after `LinkJob.watch`, from any
             thread.
         card_changed: To be called when `Endpoint.card` returns something new.
+        use_lease: Opens work of a peer, by name, that needs these rights under a lease of this
+            agent. StaleReference when the lease is not live, UsageError when it is not this peer's
+            or does not give the rights.
+        deliver: Hands a note of a peer, by name, to this agent as a notification.
+        on_lost: Sets who is called with (peer name, incarnation, whether that life has ended) when
+            a peer cannot be reached any more, and again once it is known to be dead.
+        sight: Returns what can be seen of a peer, by name, on this host; UnavailableError when it
+            is not connected over a unix socket, PeerLost without any connection.
+        verifies_device: Whether blocks that were copied between devices are read back and
+            verified.
         peer_objection: Returns why a peer, by number, cannot copy out of a region of ours, as it
             said itself; empty when it can.
     """
@@ -107,6 +153,11 @@ class BackendHost:
     on_message: Callable[[Callable[[str, bytes], None]], None]
     ended: Callable[[int], None]
     card_changed: Callable[[], None]
+    use_lease: Callable[[str, LeaseRef, int], LeaseUse]
+    deliver: Callable[[str, bytes], None]
+    on_lost: Callable[[Callable[[str, int, bool], None]], None]
+    sight: Callable[[str], PeerSight]
+    verifies_device: bool
     peer_objection: Callable[[int, int], str]
 
 
@@ -123,6 +174,7 @@ class LinkPlan:
         checksums: (n,) uint64 that the blocks must have; None when they are not known.
         keys: (n, 16) uint8 that the checksums are computed under; None for zeros.
         native: The same, checked by the native core; None for memory it cannot touch.
+        after: A point in a stream that the local memory is used after; None for at once.
     """
 
     memory: Memory
@@ -133,6 +185,7 @@ class LinkPlan:
     checksums: npt.NDArray[np.uint64] | None
     keys: npt.NDArray[np.uint8] | None
     native: NativePlan | None
+    after: _core.StreamMark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +225,39 @@ class Selective(Protocol):
 
     def objection(self, plan: LinkPlan, *, is_write: bool) -> str:
         """Return why this plan has to go another way; empty when it need not. Never blocks."""
+
+
+@runtime_checkable
+class Reasoned(Protocol):
+    """A job that can say more about its end than codes can."""
+
+    def reason(self) -> str:
+        """Return why it failed and what can be done, for people; empty for nothing to add."""
+
+
+@runtime_checkable
+class Quarantining(Protocol):
+    """An endpoint whose jobs can end although somebody may still be at their memory."""
+
+    def quarantine(self) -> Sequence[tuple[int, str, bool, int, float]]:
+        """Return (id, peer, is_write, bytes, since_s) of what has ended and not quiesced."""
+
+
+@runtime_checkable
+class DeviceEndpoint(Protocol):
+    """An endpoint that moves device memory: what registrations of it need besides."""
+
+    def mark(self, memory: Memory, stream: int) -> _core.StreamMark:
+        """Return a point behind what is in a stream now."""
+
+    def hold_back(self, lease: LeaseRef, mark: _core.StreamMark) -> None:
+        """Let nobody copy under a lease of ours before a mark was reached."""
+
+    def stage(
+        self, memory: Memory, rows: npt.NDArray[np.int64], mark: _core.StreamMark | None,
+        timeout_s: float,
+    ) -> MemoryRegion:  # fmt: skip
+        """Return a shared host region with the bytes of the blocks, one behind the other."""
 
 
 class Endpoint(Protocol):

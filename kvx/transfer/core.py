@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from kvx.transfer.backend import LeaseUse, PeerSight
+
     Int64s = npt.NDArray[np.int64]
     Uint64s = npt.NDArray[np.uint64]
     Bytes2d = npt.NDArray[np.uint8]
@@ -23,6 +25,8 @@ MESSAGE_BYTES_MAX = 8 << 20
 NOTE_BYTES_MAX = 64 << 10
 DESCRIPTORS_MAX = 1 << 20
 ANY_PEER = 0
+# Regions of memory that the core cannot touch, such as a device's, are numbered from here on.
+OPAQUE_REGIONS = 1 << 31
 
 
 class Way(enum.IntEnum):
@@ -167,6 +171,9 @@ class LinkCore(Protocol):
     def add_region(self, address: int, bytes: int, fd: int = -1, fd_offset: int = 0) -> int:  # noqa: A002 - the native name
         """Let transfers touch memory; returns the region's number."""
 
+    def add_opaque_region(self, bytes: int) -> int:  # noqa: A002 - the native name
+        """Let memory be leased that the core cannot touch; returns the region's number."""
+
     def remove_region(self, id: int, timeout_s: float) -> bool:  # noqa: A002 - the native name
         """Wait until nobody uses a region and forget it; False when it is still in use."""
 
@@ -188,6 +195,12 @@ class LinkCore(Protocol):
 
     def renew(self, lease_id: int, ttl_s: float) -> None:
         """Extend a lease; StaleReference when it has ended."""
+
+    def use_lease(self, lease: tuple[int, int, int], peer: int, rights: int) -> LeaseUse:
+        """Begin work of a peer under a lease of ours."""
+
+    def sight(self, peer: int) -> PeerSight:
+        """Return what can be seen of a peer on this host."""
 
     def submit(
         self,

@@ -165,6 +165,7 @@ void bind_agent(nb::module_& module) {
   bind_connections(agent);
   bind_payloads(agent);
   bind_agent_memory(agent);
+  bind_agent_sharing(module, agent);
   bind_agent_reports(agent);
   bind_submission(module, agent);
 }

@@ -10,22 +10,14 @@
 
 #include "arrays.h"
 #include "bind.h"
+#include "blocks.h"
 #include "kvx/agent.h"
 #include "kvx/checksum.h"
 
 namespace kvx::bind {
 
-using Blocks = nanobind::ndarray<const int64_t, nanobind::shape<-1, 4>, nanobind::c_contig,
-                                 nanobind::device::cpu>;
 using BlockKeys = nanobind::ndarray<const uint8_t, nanobind::shape<-1, kKeyBytes>,
                                     nanobind::c_contig, nanobind::device::cpu>;
-
-// Rows of offset, stride, count and bytes.
-inline std::vector<Descriptor> blocks_of(const Blocks& blocks) {
-  static_assert(sizeof(Descriptor) == 4 * sizeof(int64_t));
-  const auto* rows = reinterpret_cast<const Descriptor*>(blocks.data());
-  return {rows, rows + blocks.shape(0)};
-}
 
 template <typename T>
 std::vector<T> copied(const std::optional<Row<T>>& row) {
@@ -57,6 +49,7 @@ struct PyAgent {
 };
 
 void bind_agent_memory(nanobind::class_<PyAgent>& agent);
+void bind_agent_sharing(nanobind::module_& module, nanobind::class_<PyAgent>& agent);
 void bind_agent_reports(nanobind::class_<PyAgent>& agent);
 void bind_submission(nanobind::module_& module, nanobind::class_<PyAgent>& agent);
 

@@ -1,12 +1,17 @@
 #include "kvx/checksum.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "arrays.h"
 #include "bind.h"
+#include "kvx/row_checksums.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,6 +61,28 @@ Checksums block_checksums(
   return {sums, {count}, owner};
 }
 
+using Rows = nb::ndarray<const int64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
+
+NumpyRow<uint64_t> checksums_of_rows(const Bytes& memory, const Rows& rows,
+                                     const std::optional<Keys>& keys) {
+  const size_t count = rows.shape(0);
+  NewRow<uint64_t> sums(count);
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    std::vector<Descriptor> blocks(count);
+    for (size_t i = 0; i < count; ++i) {
+      const int64_t* row = rows.data() + i * 4;
+      blocks[i] = {row[0], row[1], row[2], row[3]};
+    }
+    std::span<const uint8_t> all_keys;
+    if (keys) all_keys = {keys->data(), keys->size()};
+    status = row_checksums({memory.data(), memory.size()}, blocks, all_keys, sums.span());
+  }
+  raise_if_error(status);
+  return sums.numpy();
+}
+
 }  // namespace
 
 void bind_checksum(nb::module_& module) {
@@ -70,6 +97,11 @@ void bind_checksum(nb::module_& module) {
   module.def("block_checksums", &block_checksums, "blocks"_a, "keys"_a,
              "Checksums of (n, block_bytes) uint8 blocks under (n, 16) uint8 keys as (n,) uint64. "
              "One thread, without the GIL. Source: docs/formats/nvme.md.");
+  module.def("row_checksums", &checksums_of_rows, "memory"_a, "rows"_a,
+             "keys"_a.none() = nb::none(),
+             "Checksums of blocks where they lie in `memory`: rows is (n, 4) int64 of offset, "
+             "stride, count, bytes; keys (n, 16) uint8, None for zeros. One thread, without the "
+             "GIL. Source: kvx_ext/include/kvx/row_checksums.h.");
   module.def(
       "crc64",
       [](const Bytes& source, uint64_t state, const std::string& kernel) {

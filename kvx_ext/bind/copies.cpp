@@ -1,13 +1,19 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "arrays.h"
+#include "blocks.h"
 #include "copy_plan.h"
 #include "device.h"
 #include "engine.h"
+#include "kvx/block_runs.h"
 #include "kvx/copy_tickets.h"
 
 namespace nb = nanobind;
@@ -55,6 +61,26 @@ uint64_t submit(PyCopies& self, const std::string& direction, const Row<uint64_t
   request.runs.bytes.assign(view(bytes).begin(), view(bytes).end());
   if (after != nullptr) request.after = after->native;
   return without_gil([&] { return self.tickets->submit(std::move(request)); });
+}
+
+uint64_t submit_blocks(PyCopies& self, const std::string& direction, uint64_t target_base,
+                       const Blocks& targets, uint64_t source_base, const Blocks& sources,
+                       const PyStreamMark* after) {
+  CopyRequest request;
+  request.direction = direction_named(direction);
+  raise_if_error(
+      pair_blocks(rows_of(targets), target_base, rows_of(sources), source_base, &request.runs));
+  if (after != nullptr) request.after = after->native;
+  return without_gil([&] { return self.tickets->submit(std::move(request)); });
+}
+
+std::vector<std::tuple<uint64_t, int, int>> wait_any(PyCopies& self, double timeout_s) {
+  std::vector<std::tuple<uint64_t, int, int>> taken;
+  for (const auto& [ticket, completion] :
+       without_gil([&] { return self.tickets->wait_any(timeout_s); })) {
+    taken.emplace_back(ticket, static_cast<int>(completion.code), completion.driver_error);
+  }
+  return taken;
 }
 
 int wait(PyCopies& self, uint64_t ticket, double timeout_s) {
@@ -135,6 +161,17 @@ void bind_copies(nb::module_& module) {
       .def("wait", &wait, "ticket"_a, "timeout_s"_a,
            "Wait without the GIL for a ticket, once: its kvx::Code, 0 when the bytes are there; 8 "
            "when time is up, and the ticket stays good. Raises UsageError for any other ticket.")
+      .def("submit_blocks", &submit_blocks, "direction"_a, "target_base"_a, "targets"_a.noconvert(),
+           "source_base"_a, "sources"_a.noconvert(), "after"_a.none() = nb::none(),
+           "As `submit`, for blocks on both sides: (n, 4) int64 rows of offset, stride, count and "
+           "bytes from each base on, which were checked. Raises UsageError when the totals of a "
+           "block differ.")
+      .def("wait_any", &wait_any, "timeout_s"_a,
+           "Wait without the GIL until copies have completed, and take them: (ticket, kvx::Code, "
+           "CUresult) each. Empty when time is up or after `wake`. For one reader, beside whom "
+           "nobody calls `wait`.")
+      .def(
+          "wake", [](PyCopies& self) { self.tickets->wake(); }, "Make one `wait_any` return.")
       .def(
           "cancel", [](PyCopies& self, uint64_t ticket) { self.tickets->cancel(ticket); },
           "ticket"_a, "Ask that a copy be given up; its ticket tells (9) whether it was.")
@@ -143,6 +180,11 @@ void bind_copies(nb::module_& module) {
       .def("close", &close, "timeout_s"_a,
            "Cancel what has not begun and wait for the rest. Returns how many copies had to be "
            "abandoned: their memory must never be freed. Later calls return the same.");
+  module.def(
+      "find_overlap", [](const Blocks& blocks) { return find_overlap(rows_of(blocks)); },
+      "blocks"_a.noconvert(),
+      "The number of a block, of (n, 4) int64 checked rows, that has bytes in common with another "
+      "one; -1 when none has.");
 }
 
 }  // namespace kvx::bind

@@ -3,9 +3,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <string>
 #include <vector>
 
+#include "blocks.h"
 #include "engine.h"
 
 namespace nb = nanobind;
@@ -128,6 +130,44 @@ PyDeviceMemory open_shared(PyDevice& self, const nb::bytes& bytes, int fd, int64
   return PyDeviceMemory(std::move(memory));
 }
 
+bool is_reached(PyStreamMark& self) {
+  bool is_reached = false;
+  StreamMark& mark = self.open();
+  raise_if_error(without_gil([&] { return mark.is_reached(&is_reached); }));
+  return is_reached;
+}
+
+// What other libraries, and kvx itself, recognise as memory of a device.
+nb::dict cuda_array_interface(PyDeviceMemory& self) {
+  nb::dict result;
+  result["shape"] = nb::make_tuple(self.open().bytes());
+  result["typestr"] = "|u1";
+  result["data"] = nb::make_tuple(self.open().address(), false);
+  result["strides"] = nb::none();
+  result["version"] = 3;
+  return result;
+}
+
+nb::tuple share_at(PyDevice& self, uint64_t address, int64_t bytes) {
+  SharedMemoryHandle handle;
+  int64_t offset = 0;
+  Device& device = self.open();
+  raise_if_error(without_gil([&] { return device.share_at(address, bytes, &handle, &offset); }));
+  return nb::make_tuple(
+      nb::bytes(reinterpret_cast<const char*>(handle.bytes.data()), handle.bytes.size()), handle.fd,
+      handle.size_bytes, offset);
+}
+
+void note_host_access(PyDevice& self, uint64_t address, const Blocks& blocks, bool is_write) {
+  Device& device = self.open();
+  RowCursor rows(rows_of(blocks));
+  constexpr int64_t kWholeRow = std::numeric_limits<int64_t>::max();
+  for (Run run = rows.next(kWholeRow); run.bytes > 0; run = rows.next(kWholeRow)) {
+    const uint64_t at = address + static_cast<uint64_t>(run.offset);
+    device.note_host_access(reinterpret_cast<const void*>(at), run.bytes, is_write);
+  }
+}
+
 bool wait_pinned(PyPinnedRange& self, double timeout_s) {
   bool is_done = false;
   PinnedRange& range = self.open();
@@ -160,7 +200,13 @@ void bind_memory_of_device(nb::module_& module) {
           "Size; of exportable memory after rounding up.")
       .def_prop_ro(
           "is_exportable", [](PyDeviceMemory& self) { return self.open().is_exportable(); },
-          "Whether it is shared by file descriptor rather than by handle.");
+          "Whether it is shared by file descriptor rather than by handle.")
+      .def_prop_ro(
+          "device", [](PyDeviceMemory& self) { return self.open().ordinal(); },
+          "Number of its device; -1 for the emulation.")
+      .def_prop_ro("__cuda_array_interface__", &cuda_array_interface,
+                   nb::sig("def __cuda_array_interface__(self) -> dict[str, object]"),
+                   "The memory as (bytes,) uint8 for libraries that use CUDA.");
   bind_closing(memory, "def __enter__(self) -> DeviceMemory",
                "Free it. What uses it afterwards is undefined. May wait for the device.");
 
@@ -183,7 +229,10 @@ void bind_memory_of_device(nb::module_& module) {
 
 void bind_points(nb::module_& module) {
   nb::class_<PyStreamMark>(module, "StreamMark",
-                           "A point in a stream, which copies can be told to follow.");
+                           "A point in a stream, which copies can be told to follow.")
+      .def("is_reached", &is_reached,
+           "Whether the work before it has ended; never blocks. Raises TransferError when the "
+           "device has failed.");
   nb::class_<PyGate>(module, "Gate", "A counter that streams can wait for; it only grows.")
       .def(
           "advance", [](PyGate& self, uint32_t value) { self.open().advance(value); }, "value"_a,
@@ -236,6 +285,25 @@ void bind_sharing(nb::class_<PyDevice>& device) {
            nb::sig("def share(self, memory: DeviceMemory) -> tuple[bytes, int, int]"),
            "What another process needs to map memory of this device: (bytes, fd, size_bytes). The "
            "descriptor, -1 for memory that is not exportable, is the caller's to send and close.")
+      .def("share_at", &share_at, "address"_a, "bytes"_a,
+           nb::sig("def share_at(self, address: int, bytes: int) -> tuple[bytes, int, int, int]"),
+           "As `share`, for memory of this device whoever allocated it: (bytes, fd, size_bytes, "
+           "offset) of the allocation it lies in, and where. Raises UnavailableError when its "
+           "allocator made it so that it cannot be shared.")
+      .def(
+          "can_reach",
+          [](PyDevice& self, int ordinal) {
+            Device& device = self.open();
+            const Status status = without_gil([&] { return device.can_reach(ordinal); });
+            if (status.code() == Code::kUnavailable) return status.message();
+            raise_if_error(status);
+            return std::string();
+          },
+          "ordinal"_a,
+          "Empty when copies of this device reach memory of another one directly, else why not.")
+      .def("note_host_access", &note_host_access, "address"_a, "blocks"_a.noconvert(), "is_write"_a,
+           "Announce that the CPU reads or writes blocks, (n, 4) int64 rows, that copies use. "
+           "Nothing on a real driver; the simulated one finds races with it.")
       .def("open_shared", &open_shared, "bytes"_a, "fd"_a, "size_bytes"_a,
            "Map what another process shared. The sender must keep it meanwhile. `fd` stays the "
            "caller's.")

@@ -113,6 +113,14 @@ def open_cache(tmp_path: Path, gpu: on_device.Gpu | None) -> Iterator[Opener]:
         cache.close(timeout_s=2.0)
 
 
+@pytest.fixture(scope="module")
+def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep socket files of agents apart; processes that are spawned inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        yield
+
+
 def open_space(
     cache: kvx.TieredCache, *, block_bytes: int = BLOCK_BYTES, tenant: str = "", **facts: object
 ) -> kvx.CacheSpace:

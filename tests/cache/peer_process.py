@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import multiprocessing
 import os
+import random
 import signal
+import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -19,6 +23,8 @@ from tests.cache.conftest import make_blocks, make_hashes, open_space
 BLOCK_BYTES = 16 << 10
 KEY = "a key for the tests of peers"
 REPLY_S = 30.0
+# Agents that notice within a second that somebody is gone.
+QUICK = {"ping_s": 0.05, "suspect_after_s": 1.0, "lost_after_s": 3.0, "redial_s": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +36,32 @@ class Plan:
         peers: Whom it seeks.
         dram_blocks: Blocks that DRAM holds.
         nvme: Directory of an NVMe tier; None for none.
+        listen: Addresses besides the socket file.
         settings: Further settings of the peer tier.
         config: Further settings of the cache.
+        is_own_agent: Whether the cache makes its agent itself.
     """
 
     name: str
     peers: tuple[str, ...] = ()
     dram_blocks: int = 128
     nvme: Path | None = None
-    settings: tuple[tuple[str, object], ...] = ()
-    config: tuple[tuple[str, object], ...] = ()
+    listen: tuple[str, ...] = ()
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    config: dict[str, object] = dataclasses.field(default_factory=dict)
+    is_own_agent: bool = False
 
-    def open(self, agent: kvx.Agent | None = None) -> kvx.TieredCache:
-        """Open the cache."""
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[kvx.TieredCache]:
+        """Open the cache, and its agent; both are closed in the end."""
+        with contextlib.ExitStack() as stack:
+            agent = None
+            if not self.is_own_agent:
+                made = kvx.Agent(self.name, listen=self.listen or None, key=KEY, config=QUICK)
+                agent = stack.enter_context(made)
+            yield stack.enter_context(self._open(agent))
+
+    def _open(self, agent: kvx.Agent | None) -> kvx.TieredCache:
         tiers: list[dict[str, object]] = [
             {"kind": "dram", "capacity": self.dram_blocks * BLOCK_BYTES, "prefault": "never"}
         ]
@@ -53,16 +72,13 @@ class Plan:
                     "durability": "none", "rewarm": False,
                 }
             )  # fmt: skip
-        own = {} if agent is not None else {"name": self.name, "key": KEY}
-        tiers.append(
-            {
-                "kind": "peer", "peers": list(self.peers), "publish_s": 0.01, **own,
-                **dict(self.settings),
-            }
-        )  # fmt: skip
+        tier = {"kind": "peer", "peers": list(self.peers), "publish_s": 0.01}
+        if agent is None:
+            tier |= {"name": self.name, "key": KEY, "listen": list(self.listen)}
+        tiers.append({**tier, **self.settings})
         return kvx.TieredCache.open(
-            {"tiers": tiers, "copy_threads": 1, **dict(self.config)}, agent=agent
-        )
+            {"tiers": tiers, "copy_threads": 1, **self.config}, agent=agent
+        )  # fmt: skip
 
 
 class PeerProcess:
@@ -75,7 +91,7 @@ class PeerProcess:
         self.process = context.Process(target=_serve, args=(plan, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.addresses: list[str] = self._reply()
+        self.addresses = list(map(str, cast("list[str]", self._reply())))
 
     @property
     def unix(self) -> str:
@@ -128,7 +144,7 @@ class PeerProcess:
 
 
 def _serve(plan: Plan, line: Connection) -> None:
-    with plan.open() as cache:
+    with plan.opened() as cache:
         peers = cache._shared.peers
         assert peers is not None
         line.send(list(peers.agent.addresses))
@@ -165,7 +181,11 @@ class _Actor:
         transfer = self._space.onboard(
             make_hashes(count, first=first), target, deadline_s=deadline_s
         )
-        result = transfer.wait(REPLY_S)
+        with contextlib.suppress(kvx.TransferTimeout):
+            transfer.wait(REPLY_S)
+        assert transfer.wait_quiesced(REPLY_S)
+        result = transfer.result
+        assert result is not None
         right = (target == make_blocks(count, first=first)).all(axis=1)
         wrong = int(((result.reasons == 0) & ~right).sum())
         return result.reasons.tolist(), wrong
@@ -196,6 +216,28 @@ class _Actor:
             at = ctypes.c_uint8.from_address(int(lease.addresses[0]) + 77)
             at.value ^= 4
 
+    def storm(self, seed: int, duration_s: float, num_blocks: int) -> tuple[int, int]:
+        """Store, onboard, drop and clear at random; returns (operations, blocks with wrong bytes).
+
+        What is told meanwhile waits until it is over.
+        """
+        dice, end = random.Random(seed), time.monotonic() + duration_s
+        count, wrong = 0, 0
+        while time.monotonic() < end:
+            size = dice.randint(1, 12)
+            first = dice.randrange(num_blocks - size)
+            what = dice.random()
+            if what < 0.6:
+                self.store(first, size, dice.choice([0, 0, 1]))
+            elif what < 0.9:
+                wrong += self.onboard(first, size, dice.choice([0.05, 5.0]))[1]
+            elif what < 0.99:
+                self.drop(first, size)
+            else:
+                self.clear()
+            count += 1
+        return count, wrong
+
     def held(self, first: int, count: int) -> int:
         """Return the length of the prefix that is here."""
         return self._space.match(make_hashes(count, first=first)).num_blocks
@@ -211,6 +253,11 @@ class _Actor:
         peers = self._cache._shared.peers
         assert peers is not None
         return peers.lent_bytes
+
+    def num_held(self) -> int:
+        """Return how many blocks DRAM and NVMe hold between them."""
+        held = self._cache.snapshot()
+        return sum(len(held.get(tier, ())) for tier in ("dram", "nvme"))
 
     def pinned(self) -> int:
         """Return how many blocks in DRAM are pinned."""

@@ -136,3 +136,50 @@ def test_what_does_not_fit_is_refused() -> None:
         _core.copy_only(np.zeros(3, np.uint8), np.zeros(4, np.uint8))
     with pytest.raises(UsageError, match='no checksum kernel "abacus"'):
         _core.crc64(np.zeros(4, np.uint8), 0, "abacus")
+
+
+@given(st.data())
+def test_rows_are_checked_where_they_lie(data: st.DataObject) -> None:
+    memory = np.frombuffer(data.draw(st.binary(min_size=64, max_size=300)), np.uint8)
+    rows, canonical = [], []
+    for _ in range(data.draw(st.integers(1, 4))):
+        size = data.draw(st.integers(1, 8))
+        count = data.draw(st.integers(1, 4))
+        stride = data.draw(st.integers(size, 12))
+        offset = data.draw(st.integers(0, len(memory) - (count - 1) * stride - size))
+        rows.append((offset, stride, count, size))
+        starts = range(offset, offset + count * stride, stride)
+        canonical.append(b"".join(memory[at : at + size].tobytes() for at in starts))
+    keys = np.frombuffer(
+        data.draw(st.binary(min_size=16 * len(rows), max_size=16 * len(rows))), np.uint8
+    )
+    sums = _core.row_checksums(memory, np.array(rows, np.int64), keys.reshape(-1, 16))
+    expected = [
+        register(block, seed(key.tobytes(), len(block)))
+        for block, key in zip(canonical, keys.reshape(-1, 16), strict=True)
+    ]
+    assert sums.tolist() == expected
+    unkeyed = _core.row_checksums(memory, np.array(rows, np.int64))
+    assert unkeyed.tolist() == [register(block, seed(bytes(16), len(block))) for block in canonical]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (-1, 0, 1, 4),
+        (0, 0, 1, 65),
+        (60, 0, 1, 5),
+        (0, 8, 0, 4),
+        (0, 3, 2, 4),
+        (0, 1 << 62, 3, 1 << 62),
+        (0, 0, 1, 0),
+    ],
+)
+def test_rows_outside_the_memory_are_refused(row: tuple[int, ...]) -> None:
+    memory = np.zeros(64, np.uint8)
+    with pytest.raises(UsageError, match="block 1 does not lie within the 64 bytes"):
+        _core.row_checksums(memory, np.array([(0, 0, 1, 64), row], np.int64))
+    with pytest.raises(UsageError, match="as many keys"):
+        _core.row_checksums(
+            memory, np.array([(0, 0, 1, 64)], np.int64), np.zeros((2, 16), np.uint8)
+        )

@@ -1,6 +1,6 @@
 """Blocks that only peers have, for one onboard: asked for, read into DRAM slots, and handed on.
 
-    reserve slots here -> ask the peer for a lease -> read under it, verified -> commit -> release
+    ask the peer for a lease -> reserve slots here -> read under it, verified -> release -> commit
 
 A window of blocks goes to each peer at a time, several are under way. What a peer does not bring is
 looked for at the next one that has it. Bytes only ever land in slots that are reserved for them,
@@ -10,6 +10,7 @@ and count once they match the checksum that the owner took when the block was st
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from kvx.cache.pool import Found
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
-from kvx.errors import KvxError, PeerLost, StaleReference, UsageError
+from kvx.errors import KvxError, PeerLost, StaleReference, TransferTimeout, UsageError
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 # So small that a slow link brings one within the deadline of a peer.
 _WINDOW_BYTES = 16 << 20
 _SOURCES_MAX = 64
+_ROOM_S = 0.005
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
 # What an owner says of blocks that it may well have a moment later.
 _BUSY = (int(MissReason.NO_ROOM), int(MissReason.IN_FLIGHT))
@@ -80,6 +82,8 @@ class PeerFetches:
         # Who was asked for a row in vain, a bit each.
         self._tried = np.zeros(len(operation.keys), np.uint64)
         self._bits: dict[int, np.uint64] = {}
+        # No room was found: peers are not asked in vain again before this time.
+        self._not_before = 0.0
         # Rows that a peer did not bring in time, though the operation had time left.
         self.is_late = np.zeros(len(operation.keys), np.bool_)
 
@@ -93,6 +97,10 @@ class PeerFetches:
             open_rows: Mask = (self._tried[rows] & self._bit(source)) == 0
             return open_rows
 
+        if time.monotonic() < self._not_before:
+            held = self._tier.holds(self._operation.keys[rows])
+            self._operation.postpone(rows[held])
+            return rows[~held]
         rest = np.ones(len(rows), np.bool_)
         keys = self._operation.keys[rows]
         for source, places in self._tier.choose(keys, self._block_bytes, is_open):
@@ -105,84 +113,90 @@ class PeerFetches:
         return self._bits.setdefault(source.ordinal, np.uint64(1 << place))
 
     def _launch_from(self, source: Source, rows: Rows) -> None:
-        operation, size = self._operation, self._block_bytes
-        window = max(1, min(_WINDOW_BYTES // size, KEYS_MAX))
-        count = self._tier.take_budget(min(len(rows), window), size)
-        operation.postpone(rows[count:])
-        rows = rows[:count]
-        if not count:
-            return
-        reservation = operation.reserve(rows, np.zeros(len(rows), np.int64))
-        has_slot = reservation.slots >= 0
-        # Without a slot for now: no room, or the block has just arrived in DRAM. Looked at again.
-        operation.postpone(rows[~has_slot])
-        self._tier.give_budget(int((~has_slot).sum()), size)
-        if has_slot.any():
-            fetch = _Fetch(
-                source, rows, reservation.slots, reservation.generations,
-                reservation.outcomes == _RESERVED,
-            )  # fmt: skip
-            self._ask(fetch.only(has_slot))
+        window = max(1, min(_WINDOW_BYTES // self._block_bytes, KEYS_MAX))
+        count = self._tier.take_budget(min(len(rows), window), self._block_bytes)
+        self._operation.postpone(rows[count:])
+        if count:
+            self._ask(source, rows[:count])
 
-    def _ask(self, fetch: _Fetch) -> None:
-        operation, source = self._operation, fetch.source
-        source.add_load(len(fetch.rows) * self._block_bytes)
-        operation.tiers[fetch.rows] = TierKind.PEER
-        ask = self._tier.new_ask(source, len(fetch.rows), operation.remaining_s())
-        step = Step(
-            ask,
-            settle=lambda _: self._settle_ask(ask, fetch),
-            give_up=operation.give_up,
-            keep=self._shared.dram,
-        )
+    def _ask(self, source: Source, rows: Rows) -> None:
+        operation = self._operation
+        source.add_load(len(rows) * self._block_bytes)
+        operation.tiers[rows] = TierKind.PEER
+        ask = self._tier.new_ask(source, len(rows), operation.remaining_s())
+        step = Step(ask, settle=lambda _: self._settle_ask(ask, rows), give_up=operation.give_up)
         operation.add_fetch(step)
         self._shared.reactor.adopt(step)
-        self._tier.send(ask, operation.keys[fetch.rows], self._block_bytes)
+        self._tier.send(ask, operation.keys[rows], self._block_bytes)
 
-    def _settle_ask(self, ask: LeaseAsk, fetch: _Fetch) -> None:
+    def _settle_ask(self, ask: LeaseAsk, rows: Rows) -> None:
         if ask.grant is None:
             self._note_source(ask, is_failure=ask.code != Code.CANCELLED)
-            self._fail(fetch, np.full(len(fetch.rows), REASON_OF_CODE[ask.code], np.uint8))
+            self._fail(ask.source, rows, REASON_OF_CODE[ask.codes()])
         else:
-            self._take_grant(ask, self._take_answer(fetch, ask.grant), ask.grant)
+            self._take_answer(ask, rows, ask.grant)
         self._operation.step_over(ask)
 
-    def _take_answer(self, fetch: _Fetch, grant: Grant) -> _Fetch:
-        """Let go of what the peer does not lend; returns the rest, as many as the lease has."""
+    def _take_answer(self, ask: LeaseAsk, rows: Rows, grant: Grant) -> None:
+        """Let go of what the peer does not lend, and read the rest."""
+        source = ask.source
         reasons = np.frombuffer(grant.reasons, np.uint8)
-        if len(reasons) != len(fetch.rows):
-            reasons = np.full(len(fetch.rows), int(MissReason.TIER_DOWN), np.uint8)
+        if len(reasons) != len(rows):
+            reasons = np.full(len(rows), int(MissReason.TIER_DOWN), np.uint8)
         granted = reasons == MissReason.HIT
         is_busy = np.isin(reasons, _BUSY)
         is_gone = ~granted & ~is_busy
         if is_gone.any():
-            fetch.source.replica.forget(self._operation.keys[fetch.rows[is_gone]])
+            source.replica.forget(self._operation.keys[rows[is_gone]])
         # Why it is missing there says nothing about why it is missing here.
-        self._fail(fetch.only(is_gone), np.zeros(int(is_gone.sum()), np.uint8))
+        self._fail(source, rows[is_gone], np.zeros(int(is_gone.sum()), np.uint8))
         # Who lends some of it lends the rest when those are back.
-        self._fail(fetch.only(is_busy), reasons[is_busy], may_retry=bool(granted.any()))
-        return fetch.only(granted)
-
-    def _take_grant(self, ask: LeaseAsk, fetch: _Fetch, grant: Grant) -> None:
-        if not len(fetch.rows):
+        self._fail(source, rows[is_busy], reasons[is_busy], may_retry=bool(granted.any()))
+        rows = rows[granted]
+        if not len(rows):
             return
         try:
-            lease = ask.source.peer.lease(grant.token)
-            checksums = check_lease(lease, self._operation.keys[fetch.rows], self._block_bytes)
+            lease = source.peer.lease(grant.token)
+            checksums = check_lease(lease, self._operation.keys[rows], self._block_bytes)
+            fetch, indices = self._reserve(source, rows, grant.ttls_s)
         except KvxError as error:
-            self._refuse(ask, fetch, error)
+            self._refuse(ask, rows, error)
             return
-        indices = np.arange(len(fetch.rows))
-        if grant.ttls_s:
-            fetch, indices = self._with_expiry(fetch, grant)
-        if not len(fetch.rows) or self._operation.is_over:
+        if not len(indices):
             self._tier.release(ask, 0)
-            self._fail(fetch, np.zeros(len(fetch.rows), np.uint8), may_retry=True)
             return
         try:
             self._begin_read(ask, fetch, lease, indices, checksums[indices])
         except KvxError as error:
-            self._refuse(ask, fetch, error)
+            self._give_back(fetch)
+            self._refuse(ask, fetch.rows, error)
+
+    def _reserve(self, source: Source, rows: Rows, packed_ttls_s: bytes) -> tuple[_Fetch, Rows]:
+        """Reserve slots for leased rows, that expire when the owner's do.
+
+        Rows without one are looked at again: there is no room, or they have just arrived in DRAM.
+
+        Returns:
+            The rows with a slot, and their places among all.
+        """
+        expiries_s = np.zeros(len(rows), np.int64)
+        ttls_s = np.frombuffer(packed_ttls_s, "<u4").astype(np.int64)
+        if packed_ttls_s and len(ttls_s) == len(rows):
+            now_s = self._shared.now_ms() // 1000
+            expiries_s = np.where(ttls_s > 0, now_s + ttls_s, 0)
+        found = self._operation.reserve(rows, expiries_s)
+        has_slot = found.slots >= 0
+        if self._operation.is_over:
+            self._operation.pool.index.abort(found.slots[has_slot], found.generations[has_slot])
+            has_slot[:] = False
+        left = rows[~has_slot]
+        if len(left):
+            self._not_before = time.monotonic() + _ROOM_S
+            self._unload(source, len(left))
+            self._operation.look_again(left, np.zeros(len(left), np.uint8))
+        is_shared = found.outcomes == _RESERVED
+        fetch = _Fetch(source, rows, found.slots, found.generations, is_shared)
+        return fetch.only(has_slot), np.flatnonzero(has_slot)
 
     def _begin_read(
         self,
@@ -204,32 +218,15 @@ class PeerFetches:
         self._shared.reactor.adopt(step)
         read.tell(self._shared.reactor.ended)
 
-    def _refuse(self, ask: LeaseAsk, fetch: _Fetch, error: KvxError) -> None:
-        """Let blocks go that cannot be read although they were leased."""
-        if not isinstance(error, PeerLost | StaleReference):
+    def _refuse(self, ask: LeaseAsk, rows: Rows, error: KvxError) -> None:
+        """Let rows go that cannot be read although they were leased."""
+        if not isinstance(error, PeerLost | StaleReference | TransferTimeout):
             _log.warning("blocks of %s are not read: %s", ask.source.name, error)
         self._tier.release(ask, 0)
-        is_stale = isinstance(error, StaleReference)
-        reason = MissReason.STALE if is_stale else MissReason.TIER_DOWN
-        self._fail(fetch, np.full(len(fetch.rows), int(reason), np.uint8))
-
-    def _with_expiry(self, fetch: _Fetch, grant: Grant) -> tuple[_Fetch, Rows]:
-        """Exchange slots for such that expire when the owner's do; some may find none."""
-        ttls_s = np.frombuffer(grant.ttls_s, "<u4").astype(np.int64)
-        if len(ttls_s) != len(fetch.rows):
-            ttls_s = np.ones(len(fetch.rows), np.int64)
-        expiring = (ttls_s > 0) & fetch.is_shared
-        old, rows = fetch.only(expiring), fetch.rows[expiring]
-        self._operation.pool.index.abort(old.slots, old.generations)
-        expiries_s = self._shared.now_ms() // 1000 + ttls_s[expiring]
-        fresh = self._operation.reserve(rows, expiries_s)
-        fetch.slots[expiring], fetch.generations[expiring] = fresh.slots, fresh.generations
-        fetch.is_shared[expiring] = fresh.outcomes == _RESERVED
-        has_slot = fetch.slots >= 0
-        left = fetch.rows[~has_slot]
-        self._unload(fetch.source, len(left))
-        self._operation.look_again(left, np.zeros(len(left), np.uint8))
-        return fetch.only(has_slot), np.flatnonzero(has_slot)
+        reason = {StaleReference: MissReason.STALE, TransferTimeout: MissReason.DEADLINE}.get(
+            type(error), MissReason.TIER_DOWN
+        )
+        self._fail(ask.source, rows, np.full(len(rows), int(reason), np.uint8))
 
     def _late(self, read: PeerRead) -> None:
         """A read was ended and a thread is still at its memory: settled when that has let go."""
@@ -253,7 +250,9 @@ class PeerFetches:
             self._shared.instruments.note_corrupt(TierKind.PEER, len(damaged))
         is_failure = bool(np.isin(reasons, (MissReason.TIER_DOWN, MissReason.DEADLINE)).any())
         self._note_source(ask, is_failure=is_failure)
-        self._fail(fetch.only(~arrived), reasons[~arrived])
+        missed = fetch.only(~arrived)
+        self._give_back(missed)
+        self._fail(fetch.source, missed.rows, reasons[~arrived])
         self._hand_on(fetch.only(arrived), checksums[arrived])
         self._operation.step_over(read)
 
@@ -286,24 +285,32 @@ class PeerFetches:
         pool.unpin(found)
         pool.index.abort(private.slots, private.generations)
 
-    def _fail(
-        self, fetch: _Fetch, reasons: npt.NDArray[np.uint8], *, may_retry: bool = False
-    ) -> None:
-        """Give slots back and have rows looked for elsewhere; reason 0 is none in particular."""
-        if not len(fetch.rows):
-            return
+    def _give_back(self, fetch: _Fetch) -> None:
+        """Let go of slots that nothing has arrived in."""
         self._operation.pool.index.abort(fetch.slots, fetch.generations)
-        self._unload(fetch.source, len(fetch.rows))
+
+    def _fail(
+        self,
+        source: Source,
+        rows: Rows,
+        reasons: npt.NDArray[np.uint8],
+        *,
+        may_retry: bool = False,
+    ) -> None:
+        """Have rows looked for elsewhere; reason 0 is none in particular."""
+        if not len(rows):
+            return
+        self._unload(source, len(rows))
         if not may_retry:
-            self._tried[fetch.rows] |= self._bit(fetch.source)
+            self._tried[rows] |= self._bit(source)
             for reason in np.unique(reasons):
                 self._tier.instruments.note_failed(
-                    fetch.source.name,
+                    source.name,
                     MissReason(int(reason)) or MissReason.EVICTED,
                     int((reasons == reason).sum()),
                 )
-        self.is_late[fetch.rows] = reasons == MissReason.DEADLINE
-        self._operation.look_again(fetch.rows, reasons)
+        self.is_late[rows] = reasons == MissReason.DEADLINE
+        self._operation.look_again(rows, reasons)
 
     def _unload(self, source: Source, count: int) -> None:
         source.add_load(-count * self._block_bytes)

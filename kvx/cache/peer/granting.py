@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # A lease lives so much longer than whoever asked for it has time left.
 _GRACE_S = 1.0
-# Share of the time left that NVMe gets, so that there is some for the way to the peer.
-_NVME_SHARE = 0.5
-_IN_FLIGHT_S = 0.005
+# Share of the time left for waiting, for NVMe and for room, so that some is left for the bytes.
+_PATIENCE_SHARE = 0.5
+_LOOK_AGAIN_S = 0.005
 _STILL_USED_S = 0.02
 _DRAM_SHARE = 4
 _WRITING = 3  # what `BlockIndex.inspect` answers
@@ -69,7 +69,7 @@ class _Asked:
     peer: str
     ask: Ask
     keys: npt.NDArray[np.uint8]
-    nvme_until: float
+    patient_until: float
     num_warming: int = 0
 
     @property
@@ -116,9 +116,7 @@ class Granting:
         if not self._is_open or (peer, ask.number) in self._lent:
             return
         keys = as_keys(ask.keys)
-        asked = _Asked(peer, ask, keys, time.monotonic() + ask.remaining_s * _NVME_SHARE)
-        if not self._warm(asked):
-            self._answer(asked)
+        self._go_on(_Asked(peer, ask, keys, time.monotonic() + ask.remaining_s * _PATIENCE_SHARE))
 
     def released(self, peer: str, release: Release) -> None:
         """End a loan, and look at what is said to be damaged."""
@@ -147,6 +145,14 @@ class Granting:
         with self._emptied:
             return self._emptied.wait_for(lambda: self.lent_bytes == 0, timeout_s)
 
+    def _go_on(self, asked: _Asked) -> None:
+        """Answer when something can be lent, or the time to wait for that is over."""
+        is_full = self._room_blocks(asked.ask.block_bytes) == 0 and self.lent_bytes > 0
+        if self._is_open and is_full and time.monotonic() < asked.patient_until:
+            self._shared.reactor.call_later(_LOOK_AGAIN_S, lambda: self._go_on(asked))
+        elif not (self._is_open and self._warm(asked)):
+            self._answer(asked)
+
     def _warm(self, asked: _Asked) -> bool:
         """Begin to bring into DRAM what only NVMe holds; False when there is nothing to bring."""
         shared = self._shared
@@ -154,7 +160,7 @@ class Granting:
         cold = None if nvme is None else nvme.pool_if_any(asked.ask.block_bytes)
         pool = self._pool_of(asked.ask.block_bytes)
         keys = asked.keys
-        remaining_s = asked.nvme_until - time.monotonic()
+        remaining_s = asked.patient_until - time.monotonic()
         if nvme is None or cold is None or remaining_s <= 0 or not nvme.is_up():
             return False
         now_ms = shared.now_ms()
@@ -172,13 +178,13 @@ class Granting:
         if asked.num_warming == 0 and len(held):
             # Somebody else is just bringing them, or there is no room for them now.
             asked.num_warming = 1
-            shared.reactor.call_later(_IN_FLIGHT_S, lambda: self._warmed(asked))
+            shared.reactor.call_later(_LOOK_AGAIN_S, lambda: self._warmed(asked))
         return asked.num_warming > 0
 
     def _warmed(self, asked: _Asked) -> None:
         asked.num_warming -= 1
-        if asked.num_warming == 0 and not (self._is_open and self._warm(asked)):
-            self._answer(asked)
+        if asked.num_warming == 0:
+            self._go_on(asked)
 
     def _answer(self, asked: _Asked) -> None:
         pool = self._pool_of(asked.ask.block_bytes)

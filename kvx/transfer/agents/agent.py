@@ -346,7 +346,7 @@ class Agent:
             record = self._parts.roster.by_number(peer)
             name = f"peer {peer}" if record is None else record.name
             found.append(Quarantined(number, name, is_write, size_bytes, since_s))
-        return found
+        return found + [Quarantined(*one) for one in self._parts.ways.quarantine()]
 
     def stats(self) -> dict[str, int]:
         """Return the counters of the native core: for people and tests."""

@@ -66,6 +66,8 @@ class AgentConfig:
         copy_threads: Threads that copy within this machine; 0 for one a CPU, at most 4.
         piece_bytes: Most bytes a piece of a stream has.
         cancel_grace_s: Seconds a cancelled write waits for the peer's word.
+        verify_device: Whether blocks that were copied from device to device are read back into
+            host memory and held against the checksums of their lease; slow.
     """
 
     deadline_s: float = setting(10.0, minimum=0.001)
@@ -93,6 +95,7 @@ class AgentConfig:
     copy_threads: int = setting(0, minimum=0, maximum=256)
     piece_bytes: int = setting(1 << 20, minimum=4096, maximum=4 << 20)
     cancel_grace_s: float = setting(0.1, minimum=0)
+    verify_device: bool = False
 
     def __post_init__(self) -> None:
         """Check every value, and that the times are in order."""

@@ -31,6 +31,9 @@ class BlockLease:
 
     Hand `token` to whoever is to use them. Revoking takes effect at once for whoever begins, and
     waits for those that are at work.
+
+    Attributes:
+        when_revoked: Called with a time limit once nobody uses it; for who made it.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class BlockLease:
         self._when_over = when_over
         self._ends = time.monotonic() + granted.ttl_s
         self._is_over = False
+        self.when_revoked: Callable[[float], None] = lambda _: None
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -87,6 +91,7 @@ class BlockLease:
             )
         self._is_over = True
         self._when_over(self.id)
+        self.when_revoked(timeout_s)
 
     def __enter__(self) -> Self:
         """Return the lease."""

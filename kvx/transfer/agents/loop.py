@@ -49,6 +49,7 @@ class Loop:
         callbacks: Called with every peer event, on this thread.
         word_takers: Who takes the messages of a backend, by its name: called with (peer, bytes).
         chores: Called once, on this thread, outside all locks.
+        tickers: Called with every tick, likewise.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Loop:
         self.callbacks: list[Callable[[PeerEvent], None]] = []
         self.word_takers: dict[str, Callable[[str, bytes], None]] = {}
         self.chores: list[Callable[[], None]] = []
+        self.tickers: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Begin to read events."""
@@ -123,6 +125,8 @@ class Loop:
                 self._membership.tick()
         except KvxError:
             _log.exception("looking after the peers failed")
+        for ticker in self.tickers:
+            _logged(ticker)
 
     def _take(self, event: Event) -> None:
         kind, connection, peer, number, payload = event

@@ -21,7 +21,7 @@ ADDRESSES_MAX = 16
 BACKENDS_MAX = 16
 
 _Address = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-_BackendName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]{0,31}$")]
+_BackendName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_-]{0,31}$")]
 _BackendCard = Annotated[bytes, msgspec.Meta(max_length=16 << 10)]
 
 

@@ -78,6 +78,7 @@ class Circumstances:
         peer_state: How it is doing, in words.
         size_bytes: Bytes that were to move.
         deadline_s: Seconds the transfer had.
+        reason: What the backend has to say about the end; empty for nothing.
     """
 
     verb: str
@@ -85,6 +86,7 @@ class Circumstances:
     peer_state: str
     size_bytes: int
     deadline_s: float
+    reason: str = ""
 
 
 def error_of(
@@ -137,6 +139,8 @@ def _error_of_code(
                 f"{about.peer} for a new one"
             )
         case Code.USAGE:
+            if about.reason:
+                return UsageError(f"{where}; {about.reason}")
             return UsageError(
                 f"{where}; {about.peer} refuses it: the lease was granted to somebody else, or not "
                 f"for a {about.verb}"
@@ -150,9 +154,10 @@ def _error_of_code(
         case Code.CAPACITY:
             return CapacityError(f"{where}; {about.peer} has no room for it: try again")
         case Code.UNAVAILABLE:
+            why = about.reason or "this way is not possible"
             return UnavailableError(
-                f"{where}; this way is not possible: take another backend, see "
-                f"agent.explain({about.peer!r})"
+                f"{where}; {why}: take another backend, see agent.explain({about.peer!r})"
             )
         case _:
-            return TransferError(f"{where} ({code.name.lower()})", **facts)  # type: ignore[arg-type]
+            why = about.reason or code.name.lower()
+            return TransferError(f"{where} ({why})", **facts)  # type: ignore[arg-type]

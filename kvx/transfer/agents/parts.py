@@ -26,13 +26,14 @@ from kvx.transfer.agents.loop import Loop, Notification
 from kvx.transfer.agents.mailbox import Mailbox
 from kvx.transfer.agents.membership import Membership
 from kvx.transfer.agents.messages import BACKEND_BYTES_MAX, BackendWord
+from kvx.transfer.agents.mourning import Mourning
 from kvx.transfer.agents.neighbours import Door, open_door
 from kvx.transfer.agents.reception import Reception
 from kvx.transfer.agents.roster import PeerRecord, Roster
 from kvx.transfer.agents.sockets import Listeners, check_key, wanted
 from kvx.transfer.agents.transfers import TransferDesk
 from kvx.transfer.agents.ways import Ways, load_backends
-from kvx.transfer.backend import BackendHost, Memory
+from kvx.transfer.backend import BackendHost, LeaseUse, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from kvx.transfer.agents.key import SharedKey
     from kvx.transfer.agents.peer_state import PeerEvent
     from kvx.transfer.backend import Backend
-    from kvx.transfer.core import CoreMaker, LinkCore
+    from kvx.transfer.core import CoreMaker, LeaseRef, LinkCore
 
 _log = logging.getLogger(__name__)
 _FORGOTTEN_TIMEOUT_S = 1.0
@@ -72,7 +73,6 @@ class AgentParts:
     Attributes:
         memories: What is registered, by region; keeps it alive.
         is_open: False once `close` has begun.
-        device_regions: How many regions of device memory there were.
     """
 
     identity: Identity
@@ -97,7 +97,6 @@ class AgentParts:
     door: Door | None
     memories: dict[int, Memory] = field(default_factory=dict)
     is_open: bool = True
-    device_regions: int = 0
 
     def close(self, timeout_s: float) -> AgentCloseReport:
         """End everything within a bound; calling it twice does no harm."""
@@ -130,6 +129,13 @@ class AgentParts:
             warnings.warn(
                 f"agent {self.identity.name} was never closed", ResourceWarning, stacklevel=2
             )
+
+    def number_of(self, peer: str) -> int:
+        """Return what the native core calls a peer; PeerLost when it was never met."""
+        record = self.roster.current(peer)
+        if record is None:
+            raise PeerLost(f"{peer} is not connected", peer=peer)
+        return record.number
 
     def say(self, backend: str, peer: str, payload: bytes) -> None:
         """Send a message between endpoints of a backend."""
@@ -250,10 +256,15 @@ class _Assembly:
 
 def _join_up(parts: AgentParts) -> None:
     """Tie the knots that are left: endpoints, and what follows when a peer comes or goes."""
+    mourning = Mourning()
+    parts.loop.tickers.append(mourning.tick)
 
     def host_of(name: str) -> BackendHost:
         def take_words(taker: Callable[[str, bytes], None]) -> None:
             parts.loop.word_takers[name] = taker
+
+        def use_lease(peer: str, lease: LeaseRef, rights: int) -> LeaseUse:
+            return parts.core.use_lease(lease, parts.number_of(peer), rights)
 
         return BackendHost(
             agent=parts.identity.name,
@@ -263,6 +274,11 @@ def _join_up(parts: AgentParts) -> None:
             on_message=take_words,
             ended=lambda job: parts.desk.ended(name, job),
             card_changed=lambda: _announce(parts),
+            use_lease=use_lease,
+            deliver=lambda peer, note: parts.notes.put(Notification(peer, note)),
+            on_lost=mourning.takers.append,
+            sight=lambda peer: parts.core.sight(parts.number_of(peer)),
+            verifies_device=parts.config.verify_device,
             peer_objection=parts.conversation.objection,
         )
 
@@ -273,6 +289,7 @@ def _join_up(parts: AgentParts) -> None:
     def went(record: PeerRecord) -> None:
         channels = parts.ways.forget(record)
         parts.loop.chores += [functools.partial(channel.close, 0.0) for channel in channels]
+        parts.loop.chores.append(functools.partial(mourning.lost, record))
 
     parts.membership.when_up = came
     parts.membership.when_down = went

@@ -126,5 +126,5 @@ class PreparedTransfer:
             )
         return LinkPlan(
             memory, self._local.rows, remote.lease.region, remote.rows, remote.indices, checksums,
-            remote.keys, native,
+            remote.keys, native, self._local.after,
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
-from kvx.buffers import Buffer, MemoryKind, describe
+from kvx.buffers import Buffer, MemoryKind, describe, stream_handle
 from kvx.errors import TransferTimeout, UsageError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.lease import (
@@ -17,6 +17,7 @@ from kvx.transfer.agents.lease import (
 )
 from kvx.transfer.agents.lease_token import RemoteLease, Rights
 from kvx.transfer.agents.peer import Peer
+from kvx.transfer.agents.staged import stage, staged_checksums
 from kvx.transfer.backend import Memory
 from kvx.transfer.core import ANY_PEER, LeaseRef
 from kvx.transfer.memory import MemoryRegion
@@ -29,25 +30,31 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.transfer.agents.parts import AgentParts
-
-# Numbers of regions that the native core does not have begin here.
-_DEVICE_REGIONS = 1 << 31
+    from kvx.transfer.backend import DeviceEndpoint
+    from kvx_ext import _core
 
 
 class Descriptors:
     """Blocks of one registration, in order; made by `Registration`."""
 
-    __slots__ = ("registration", "rows")
+    __slots__ = ("after", "registration", "rows")
 
-    def __init__(self, registration: Registration, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        registration: Registration,
+        rows: npt.NDArray[np.int64],
+        after: _core.StreamMark | None = None,
+    ) -> None:
         """Describe blocks.
 
         Args:
             registration: Whose memory it is.
             rows: (n, 4) int64 of offset, stride, count, bytes; checked.
+            after: A point in a stream that they are used after; None for at once.
         """
         self.registration = registration
         self.rows = rows
+        self.after = after
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -55,7 +62,7 @@ class Descriptors:
 
     def __getitem__(self, which: slice | npt.NDArray[np.int64] | Sequence[int]) -> Descriptors:
         """Return some of the blocks."""
-        return Descriptors(self.registration, self.rows[which])
+        return Descriptors(self.registration, self.rows[which], self.after)
 
     @property
     def size_bytes(self) -> int:
@@ -81,6 +88,7 @@ class Registration:
         self._row_bytes = row_bytes
         self._leases: set[int] = set()
         self._is_open = True
+        self._staged: list[Registration] = []
         self.memory = memory
 
     @property
@@ -93,30 +101,42 @@ class Registration:
         """Whether it can still be used."""
         return self._is_open and self._parts.is_open
 
-    def blocks(self, ids: object, block_bytes: int | None = None) -> Descriptors:
+    def blocks(
+        self, ids: object, block_bytes: int | None = None, *, after: object = None
+    ) -> Descriptors:
         """Return equal blocks that lie back to back, by number.
 
         Args:
             ids: (n,) integers.
             block_bytes: None for the bytes of one index of the first dimension of what was
                 registered.
+            after: A CUDA stream, for device memory: the blocks are read or written only after what
+                is in it now. None: they may be used at once.
         """
         size = self._row_bytes if block_bytes is None else block_bytes
         if not size:
             raise UsageError("block_bytes: needed, since the memory has one dimension only")
-        return self._described(descriptors.blocks(ids, size))
+        return self._described(descriptors.blocks(ids, size), after)
 
-    def descriptors(self, offsets: object, sizes: object) -> Descriptors:
-        """Return runs of bytes: (n,) offsets and (n,) sizes, integers."""
-        return self._described(descriptors.contiguous(offsets, sizes))
+    def descriptors(self, offsets: object, sizes: object, *, after: object = None) -> Descriptors:
+        """Return runs of bytes: (n,) offsets and (n,) sizes, integers; `after` as in `blocks`."""
+        return self._described(descriptors.contiguous(offsets, sizes), after)
 
-    def strided(self, base: object, stride: int, count: int, row_bytes: int) -> Descriptors:
-        """Return blocks of `count` rows of `row_bytes`, `stride` apart: one at each of `base`."""
-        return self._described(descriptors.strided(base, stride, count, row_bytes))
+    def strided(
+        self, base: object, stride: int, count: int, row_bytes: int, *, after: object = None
+    ) -> Descriptors:
+        """Return blocks of `count` rows of `row_bytes`, `stride` apart: one at each of `base`.
 
-    def rows(self, rows: object) -> Descriptors:
-        """Return blocks of any shape: (n, 4) integers of offset, stride, count, bytes."""
-        return self._described(descriptors.as_rows(rows).copy())
+        `after` as in `blocks`.
+        """
+        return self._described(descriptors.strided(base, stride, count, row_bytes), after)
+
+    def rows(self, rows: object, *, after: object = None) -> Descriptors:
+        """Return blocks of any shape: (n, 4) integers of offset, stride, count, bytes.
+
+        `after` as in `blocks`.
+        """
+        return self._described(descriptors.as_rows(rows).copy(), after)
 
     def lease(
         self,
@@ -127,6 +147,7 @@ class Registration:
         peer: Peer | str | None = None,
         checksums: npt.NDArray[np.uint64] | str | None = None,
         keys: npt.NDArray[np.uint8] | None = None,
+        staged: bool = False,
     ) -> BlockLease:
         """Let peers use blocks of this memory for a while.
 
@@ -140,13 +161,22 @@ class Registration:
                 None to compute them whenever a block is sent. Fixed ones also find out that the
                 memory was written meanwhile.
             keys: (n, 16) uint8 that checksums are computed under; None for zeros.
+            staged: For device memory: copy the blocks into host memory now, and lease that, so that
+                peers elsewhere can read them. Blocks until they are copied. What is written to the
+                device later is not seen; the host memory goes with the lease.
 
         Raises:
             UsageError: The arguments do not fit each other.
-            CapacityError: As many leases as possible are out.
+            CapacityError: As many leases as possible are out, or there is no host memory.
+            TransferTimeout: The blocks could not be copied within the configured deadline.
         """
         self._check_open()
         rows = self._rows_of(blocks)
+        if staged:
+            return self._lease_staged(
+                rows, None if blocks is None else blocks.after, rights=rights, ttl_s=ttl_s,
+                peer=peer, checksums=checksums, keys=keys,
+            )  # fmt: skip
         ttl = self._parts.config.lease_ttl_s if ttl_s is None else ttl_s
         check_ttl(ttl)
         self._check_rights(rights, has_checksums=checksums is not None)
@@ -163,6 +193,8 @@ class Registration:
             keys=seeds,
         )
         self._leases.add(ref[0])
+        if blocks is not None and blocks.after is not None:
+            self._device_endpoint().hold_back(LeaseRef(*ref), blocks.after)
         identity = self._parts.identity
         granted = RemoteLease(
             identity.name, identity.incarnation, LeaseRef(*ref), self.memory.region,
@@ -182,6 +214,9 @@ class Registration:
         if not self.is_open:
             return
         end = time.monotonic() + timeout_s
+        for staging in self._staged:
+            staging.close(max(0.0, end - time.monotonic()))
+        self._staged.clear()
         for lease in sorted(self._leases):
             if not self._parts.core.revoke(lease, max(0.0, end - time.monotonic())):
                 raise self._still_used(f"lease {lease}", timeout_s)
@@ -189,9 +224,7 @@ class Registration:
         holder = self._parts.ways.unregister(self.memory, max(0.0, end - time.monotonic()))
         if holder:
             raise self._still_used(f"backend {holder}", timeout_s)
-        if self.memory.kind is MemoryKind.HOST and not self._parts.core.remove_region(
-            self.memory.region, max(0.0, end - time.monotonic())
-        ):
+        if not self._parts.core.remove_region(self.memory.region, max(0.0, end - time.monotonic())):
             raise self._still_used("a transfer, see agent.quarantine,", timeout_s)
         self._is_open = False
         with self._parts.roster.changed:
@@ -215,9 +248,43 @@ class Registration:
         """Return a text for people."""
         return f"Registration(region={self.memory.region}, size_bytes={self.size_bytes})"
 
-    def _described(self, rows: npt.NDArray[np.int64]) -> Descriptors:
+    def _described(self, rows: npt.NDArray[np.int64], after: object) -> Descriptors:
         self._check_open()
-        return Descriptors(self, descriptors.check(rows, self.size_bytes))
+        rows = descriptors.check(rows, self.size_bytes)
+        if after is None:
+            return Descriptors(self, rows)
+        if self.memory.kind is not MemoryKind.DEVICE:
+            raise UsageError("after: streams are for blocks in device memory")
+        stream = stream_handle(after)
+        return Descriptors(self, rows, self._device_endpoint().mark(self.memory, stream))
+
+    def _device_endpoint(self) -> DeviceEndpoint:
+        endpoint = self._parts.ways.device_endpoint(self.memory)
+        assert endpoint is not None, "device memory is taken by no other endpoint"
+        return endpoint
+
+    def _lease_staged(
+        self, rows: npt.NDArray[np.int64], after: _core.StreamMark | None, *, rights: Rights,
+        ttl_s: float | None, peer: Peer | str | None,
+        checksums: npt.NDArray[np.uint64] | str | None, keys: npt.NDArray[np.uint8] | None,
+    ) -> BlockLease:  # fmt: skip
+        """Lease a copy in host memory; see `lease`."""
+        if self.memory.kind is not MemoryKind.DEVICE or rights != Rights.READ:
+            raise UsageError(
+                "staged: for device memory that peers are to read; what they write is staged by "
+                "itself"
+            )
+        region, places = stage(
+            self._device_endpoint(), self.memory, rows, after, self._parts.config.deadline_s
+        )
+        staging = register(self._parts, self._keep, region)
+        self._staged = [one for one in self._staged if one.is_open]
+        self._staged.append(staging)
+        lease = staging.lease(
+            staging.rows(places), ttl_s=ttl_s, peer=peer, checksums=checksums, keys=keys
+        )
+        lease.when_revoked = staging.close
+        return lease
 
     def _rows_of(self, blocks: Descriptors | None) -> npt.NDArray[np.int64]:
         if blocks is None:
@@ -229,19 +296,16 @@ class Registration:
         return blocks.rows
 
     def _check_rights(self, rights: Rights, *, has_checksums: bool) -> None:
-        if not 0 < int(rights) <= int(Rights.READ | Rights.WRITE):
+        if not 0 < int(rights) <= int(Rights.READ | Rights.WRITE | Rights.REMOTE_WRITE):
             raise UsageError(f"rights = {rights!r}; accepted: Rights.READ, Rights.WRITE, or both")
+        if Rights.REMOTE_WRITE in Rights(rights) and Rights.WRITE not in Rights(rights):
+            raise UsageError("Rights.REMOTE_WRITE is given beside Rights.WRITE, not instead of it")
         if Rights.WRITE in Rights(rights) and has_checksums:
             raise UsageError(
                 "what peers may write has no checksums that stay right: leave them out"
             )
         if Rights.WRITE in Rights(rights) and not self.memory.is_writable:
             raise UsageError("the memory is read-only: a lease to write it is not possible")
-        if self.memory.kind is not MemoryKind.HOST:
-            raise UsageError(
-                "leases are on host memory: onboard the blocks into a kvx.MemoryRegion and lease "
-                "that"
-            )
 
     def _checksums(
         self,
@@ -254,7 +318,11 @@ class Registration:
         if isinstance(checksums, str):
             if checksums != "compute":
                 raise UsageError(f"checksums = {checksums!r}; accepted: an array, or 'compute'")
-            return compute_checksums(self.memory, rows, keys)
+            if self.memory.kind is MemoryKind.HOST:
+                return compute_checksums(self.memory, rows, keys)
+            return staged_checksums(
+                self._device_endpoint(), self.memory, rows, keys, self._parts.config.deadline_s
+            )
         return as_checksums(checksums, len(rows))
 
     def _number_of(self, peer: Peer | str) -> int:
@@ -279,9 +347,7 @@ def register(parts: AgentParts, keep: object, source: object) -> Registration:
             memory.address, memory.size_bytes, memory.fd, memory.fd_offset
         )
     else:
-        with parts.roster.changed:
-            parts.device_regions += 1
-            region = _DEVICE_REGIONS + parts.device_regions
+        region = parts.core.add_opaque_region(memory.size_bytes)
     registered = Memory(
         region, memory.address, memory.size_bytes, memory.kind, memory.device_ordinal, memory.fd,
         memory.fd_offset, memory.is_writable, memory.owner,
@@ -289,8 +355,7 @@ def register(parts: AgentParts, keep: object, source: object) -> Registration:
     try:
         parts.ways.register(registered)
     except BaseException:
-        if memory.kind is MemoryKind.HOST:
-            parts.core.remove_region(region, 0.0)
+        parts.core.remove_region(region, 0.0)
         raise
     with parts.roster.changed:
         parts.memories[region] = registered

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvx.errors import UsageError
 from kvx.transfer.agents.outcome import Circumstances, LinkOutcome, LinkResult, error_of
+from kvx.transfer.backend import Reasoned
 from kvx.transfer.handle import Transfer, TransferState
 
 if TYPE_CHECKING:
@@ -137,14 +138,17 @@ class LinkDrive:
         if self._is_settled or not self.job.is_terminal():
             return
         job = self.job
+        state = job.state()
         result = LinkResult(
             job.blocks_done, job.bytes_done, job.codes(), job.checksums(), job.latency_ns / 1e9,
             self.backend,
         )  # fmt: skip
         about = Circumstances(
-            self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s
-        )
-        error = error_of(job.state(), result, about, is_lost=job.is_lost())
+            self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s,
+            # A check of protocols takes longer than a small transfer: only where there is a reason.
+            job.reason() if state != "done" and isinstance(job, Reasoned) else "",
+        )  # fmt: skip
+        error = error_of(state, result, about, is_lost=job.is_lost())
         self._is_settled = True
         if transfer.complete(result, error):
             self._desk.instruments.note_transfer(self._verb, result, error)

@@ -15,13 +15,15 @@ from kvx.transfer.backend import (
     Backend,
     BackendHost,
     Channel,
+    DeviceEndpoint,
     Endpoint,
     LinkPlan,
     Memory,
     PeerCard,
+    Quarantining,
     kinds_of,
 )
-from kvx.transfer.backends import local, shm, tcp
+from kvx.transfer.backends import cuda_ipc, local, shm, tcp
 from kvx.transfer.route import Candidate, Explanation, choose
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ _UNKNOWN_RANK = 1000
 
 def load_backends() -> tuple[list[Backend], dict[str, str]]:
     """Return the backends there are, and why others that are installed could not be loaded."""
-    found: list[Backend] = [local.backend(), shm.backend(), tcp.backend()]
+    found: list[Backend] = [
+        local.backend(), cuda_ipc.backend(), shm.backend(), tcp.backend(),
+    ]  # fmt: skip
     failures = {}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
@@ -141,6 +145,21 @@ class Ways:
                 return name
             self._regions[name].discard(memory.region)
         return ""
+
+    def device_endpoint(self, memory: Memory) -> DeviceEndpoint | None:
+        """Return an endpoint that has taken this memory and knows its device."""
+        for name, endpoint in self._endpoints.items():
+            if memory.region in self._regions[name] and isinstance(endpoint, DeviceEndpoint):
+                return endpoint
+        return None
+
+    def quarantine(self) -> list[tuple[int, str, bool, int, float]]:
+        """Return what has ended in the endpoints and not quiesced; see `Quarantining`."""
+        found: list[tuple[int, str, bool, int, float]] = []
+        for endpoint in self._endpoints.values():
+            if isinstance(endpoint, Quarantining):
+                found += endpoint.quarantine()
+        return found
 
     def forget(self, record: PeerRecord) -> list[Channel]:
         """Forget what was found out about a peer; returns its channels, to be closed."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvx.buffers import MemoryKind
 from kvx.errors import UsageError
 from kvx.transfer.backend import HOST_ONLY, BackendHost, LinkPlan, LinkRequest, Memory, PeerCard
-from kvx.transfer.core import Way
+from kvx.transfer.core import OPAQUE_REGIONS, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +106,8 @@ class NativeChannel:
         """Return why this plan has to go another way; see `Selective`."""
         if plan.memory.kind is not MemoryKind.HOST:
             return "it moves host memory only"
+        if plan.remote_region >= OPAQUE_REGIONS:
+            return "the peer's memory is a device's: have it leased with staged=True to read it so"
         if self._way is Way.STREAM:
             return ""
         if is_write:

@@ -33,6 +33,7 @@
 namespace kvx {
 
 class AgentCore;
+class PeerSight;
 class TlsContext;
 struct RemoteRecord;
 
@@ -109,6 +110,21 @@ class RemoteJob {
  private:
   std::shared_ptr<AgentCore> core_;
   std::shared_ptr<RemoteRecord> record_;
+};
+
+// Work of a peer under a lease of ours that somebody else than the agent does, such as a copy
+// engine. While it lives, revoking the lease waits. Usable after the agent was closed.
+class LeaseHold {
+ public:
+  LeaseHold(std::shared_ptr<AgentCore> core, LeaseUse use)
+      : core_(std::move(core)), use_(std::move(use)) {}
+
+  const Lease& operator*() const { return *use_; }
+  bool is_live() const { return use_.is_live(); }
+
+ private:
+  std::shared_ptr<AgentCore> core_;  // its table, which must outlive the use
+  LeaseUse use_;
 };
 
 enum class EventKind : uint8_t {
@@ -220,11 +236,19 @@ class Agent {
   Status can_pull(uint64_t peer, uint32_t region) const;
 
   Status add_region(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset, uint32_t* id);
+  // Memory that only a backend of its own can touch.
+  Status add_opaque_region(int64_t bytes, uint32_t* id);
   Status remove_region(uint32_t id, double timeout_s);
   RegionHold hold_region(uint32_t id);
   Status grant(uint32_t region, LeaseTerms terms, LeaseRef* ref);
   Status revoke(uint64_t lease, double timeout_s);
   Status renew(uint64_t lease, double ttl_s);
+
+  // As LeaseTable::use().
+  Status use_lease(const LeaseRef& ref, uint64_t peer, uint8_t rights,
+                   std::shared_ptr<LeaseHold>* hold);
+  // kUnavailable: the peer is not connected over a unix socket of this host.
+  Status sight(uint64_t peer, std::shared_ptr<const PeerSight>* sight) const;
 
   Status submit(RemoteRequest request, std::shared_ptr<RemoteJob>* job);
 

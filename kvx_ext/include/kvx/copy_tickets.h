@@ -1,4 +1,4 @@
-// Copies that the caller waits for one by one, for benchmarks and tests; a tier has a sink instead.
+// Copies that the caller waits for, one by one or any of them; a tier has a sink instead.
 //
 //   std::unique_ptr<CopyTickets> copies;
 //   Status status = CopyTickets::create(*device, {}, &copies);
@@ -13,6 +13,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "kvx/device.h"
 
@@ -31,6 +33,10 @@ class CopyTickets {
   // kTimeout: not completed yet, the ticket stays good. kUsage: there is no such ticket, or it was
   // waited for already.
   Status wait(uint64_t ticket, double timeout_s, CopyCompletion* completion);
+  // Waits until any have completed, and takes those: (ticket, completion) each. None when time was
+  // up or somebody called wake(). For a single reader, who calls wait() for none of them.
+  std::vector<std::pair<uint64_t, CopyCompletion>> wait_any(double timeout_s);
+  void wake();  // makes one wait_any() return
   void cancel(uint64_t ticket) { copies_->cancel(ticket); }
   CopyStats stats() const { return copies_->stats(); }
   int64_t close(double timeout_s) { return copies_->close(timeout_s); }
@@ -41,6 +47,8 @@ class CopyTickets {
     std::condition_variable news;
     uint64_t last_ticket = 0;                                   // mutex
     std::map<uint64_t, std::optional<CopyCompletion>> tickets;  // mutex; until waited for
+    size_t completed = 0;                                       // mutex; of them
+    bool is_woken = false;                                      // mutex
   };
 
   CopyTickets() = default;

@@ -54,6 +54,7 @@ class DeviceMemory {
   virtual uint64_t address() const = 0;
   virtual int64_t bytes() const = 0;  // exportable: rounded up to what the driver can map
   virtual bool is_exportable() const = 0;
+  virtual int ordinal() const = 0;  // of its device; -1: the emulation
 };
 
 // Host memory registered with the device in pieces of kPinnedPieceBytes, counted from its start, on
@@ -76,6 +77,8 @@ class PinnedRange {
 class StreamMark {
  public:
   virtual ~StreamMark() = default;
+  // Whether that work has ended. Never blocks. kDevice: the device has failed, and it never will.
+  virtual Status is_reached(bool* is_reached) = 0;
 };
 
 // A counter in pinned host memory that streams can wait for without a CPU: layers that have
@@ -180,6 +183,14 @@ class Device {
   virtual Status check_address(uint64_t address, int64_t* bytes) = 0;
 
   virtual Status share(const DeviceMemory& memory, SharedMemoryHandle* handle) = 0;
+  // The same for memory of this device whoever allocated it: `handle` is of the allocation that
+  // [address, address + bytes) lies in, `offset` where in it that begins. kUnavailable: its
+  // allocator made it so that it cannot be shared, or it lies in several allocations.
+  virtual Status share_at(uint64_t address, int64_t bytes, SharedMemoryHandle* handle,
+                          int64_t* offset) = 0;
+  // Whether copies on this device can reach memory of another one directly, by its number.
+  // kUnavailable: they cannot.
+  virtual Status can_reach(int ordinal) = 0;
   // Maps memory that another process shared; the sender must keep it until the mapping is gone.
   virtual Status open_shared(const SharedMemoryHandle& handle,
                              std::unique_ptr<DeviceMemory>* memory) = 0;

@@ -1,5 +1,8 @@
 // Memory that an agent's transfers may touch, and who is using it.
 //
+// Memory that no CPU can touch, such as that of a device, is an opaque region: it is leased and
+// held like any other, and its bytes are moved by somebody else.
+//
 // A region is used through holds; removing it waits for them, so memory is never freed under bytes
 // that still move. A memfd that is exposed is sealed first: others can map it, never write it. Only
 // the owner of memory ever writes it.
@@ -17,13 +20,17 @@
 
 namespace kvx {
 
+// Opaque regions are numbered from here on, so that a peer can tell.
+inline constexpr uint32_t kOpaqueRegions = 1U << 31;
+
 class ExposedRegion {
  public:
   ExposedRegion(uint32_t id, uint8_t* base, int64_t bytes, int fd, int64_t fd_offset)
       : id_(id), base_(base), bytes_(bytes), fd_(fd), fd_offset_(fd_offset) {}
 
   uint32_t id() const { return id_; }
-  uint8_t* base() const { return base_; }
+  uint8_t* base() const { return base_; }  // null: opaque
+  bool is_opaque() const { return base_ == nullptr; }
   int64_t bytes() const { return bytes_; }
   int fd() const { return fd_; }  // -1: private memory; belongs to whoever registered it
   int64_t fd_offset() const { return fd_offset_; }
@@ -73,6 +80,8 @@ class RegionTable {
   // `fd` is that of a memfd mapped at `base` from `fd_offset` on, or -1. Seals it against shrinking
   // and against writes by others; kUnavailable where it cannot be sealed.
   Status add(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset, uint32_t* id);
+  // An opaque region of so many bytes, which nobody is told of.
+  Status add_opaque(int64_t bytes, uint32_t* id);
   // Empty when there is no such region, or it is being removed.
   RegionHold hold(uint32_t id);
   // Refuses new holds and waits for the others. kTimeout: it is still in use, and is refused from
@@ -84,9 +93,13 @@ class RegionTable {
   int64_t bytes() const;  // of all, until they are removed
 
  private:
+  // REQUIRES mutex_. A number of [first, end) that no region has; `next` is where to look.
+  uint32_t free_number(uint32_t first, uint32_t end, uint32_t* next) const;
+
   mutable std::mutex mutex_;
   std::unordered_map<uint32_t, std::shared_ptr<ExposedRegion>> regions_;  // mutex_
   uint32_t next_id_ = 1;                                                  // mutex_
+  uint32_t next_opaque_id_ = kOpaqueRegions;                              // mutex_
 };
 
 }  // namespace kvx

@@ -147,6 +147,10 @@ Status Agent::remove_region(uint32_t id, double timeout_s) {
   return core_->remove_region(id, timeout_s);
 }
 
+Status Agent::add_opaque_region(int64_t bytes, uint32_t* id) {
+  return core_->add_opaque_region(bytes, id);
+}
+
 RegionHold Agent::hold_region(uint32_t id) { return core_->regions().hold(id); }
 
 Status Agent::grant(uint32_t region, LeaseTerms terms, LeaseRef* ref) {
@@ -157,6 +161,18 @@ Status Agent::grant(uint32_t region, LeaseTerms terms, LeaseRef* ref) {
 
 Status Agent::revoke(uint64_t lease, double timeout_s) { return core_->revoke(lease, timeout_s); }
 Status Agent::renew(uint64_t lease, double ttl_s) { return core_->leases().renew(lease, ttl_s); }
+
+Status Agent::use_lease(const LeaseRef& ref, uint64_t peer, uint8_t rights,
+                        std::shared_ptr<LeaseHold>* hold) {
+  LeaseUse use;
+  Status status = core_->leases().use(ref, peer, rights, &use);
+  if (status.ok()) *hold = std::make_shared<LeaseHold>(core_, std::move(use));
+  return status;
+}
+
+Status Agent::sight(uint64_t peer, std::shared_ptr<const PeerSight>* sight) const {
+  return core_->sight(peer, sight);
+}
 
 Status Agent::submit(RemoteRequest request, std::shared_ptr<RemoteJob>* job) {
   std::shared_ptr<RemoteRecord> record;

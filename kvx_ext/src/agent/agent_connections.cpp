@@ -329,6 +329,25 @@ Status AgentCore::add_region(uint8_t* base, int64_t bytes, int fd, int64_t fd_of
   return Status::Ok();
 }
 
+Status AgentCore::add_opaque_region(int64_t bytes, uint32_t* id) {
+  if (is_closed()) return {Code::kCancelled, "the agent is closed"};
+  return regions_.add_opaque(bytes, id);
+}
+
+Status AgentCore::sight(uint64_t peer, std::shared_ptr<const PeerSight>* sight) {
+  std::lock_guard lock(peers_mutex_);
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return {Code::kPeerLost, "there is no connection to the peer"};
+  const PeerEntry& entry = found->second;
+  if (entry.leases == nullptr) {
+    return {Code::kUnavailable, "the peer is not connected over a unix socket of this host"};
+  }
+  *sight = std::make_shared<PeerSight>(entry.leases, [process = entry.process_fd] {
+    return process == nullptr || !has_exited(process->get());
+  });
+  return Status::Ok();
+}
+
 Status AgentCore::remove_region(uint32_t id, double timeout_s) {
   Status status = regions_.remove(id, 0.0);
   if (status.code() == Code::kUsage) return status;

@@ -19,6 +19,7 @@
 #include "agent/puller.h"
 #include "agent/remote_job.h"
 #include "kvx/agent.h"
+#include "kvx/peer_sight.h"
 
 namespace kvx {
 
@@ -84,6 +85,7 @@ class AgentCore : public std::enable_shared_from_this<AgentCore> {
   Status add_peer_region(uint64_t peer, const wire::RegionNews& news, UniqueFd fd);
   void drop_peer_region(uint64_t peer, uint32_t region);
   Status add_region(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset, uint32_t* id);
+  Status add_opaque_region(int64_t bytes, uint32_t* id);
   Status remove_region(uint32_t id, double timeout_s);
   Status revoke(uint64_t lease, double timeout_s);
   void sweep();
@@ -95,6 +97,7 @@ class AgentCore : public std::enable_shared_from_this<AgentCore> {
   Status pull_source(uint64_t peer, uint32_t region, std::span<const Descriptor> blocks,
                      uint32_t slot, uint64_t generation, PullTask* task);
   Status can_pull(uint64_t peer, uint32_t region);
+  Status sight(uint64_t peer, std::shared_ptr<const PeerSight>* sight);
 
   // agent_ends.cpp
   // Gives counts back and ends the record when they reach zero. True: tell() is due, and holds no

@@ -36,6 +36,9 @@ Status AgentCore::submit(RemoteRequest request, std::shared_ptr<RemoteRecord>* r
   made->note = std::move(request.note);
   made->region = regions_.hold(request.plan->region);
   if (!made->region) return {Code::kStale, "the local memory is not registered any more"};
+  if (made->region->is_opaque()) {
+    return {Code::kUsage, "the local memory is opaque: its own backend moves it"};
+  }
   std::shared_ptr<PullTask> task;
   LeaseRef own;
   if (request.way == Way::kStream) {

@@ -143,6 +143,7 @@ Status Connection::approve(uint64_t peer) {
 }
 
 void Connection::announce_locked(const ExposedRegion& region) {
+  if (region.is_opaque()) return;
   const bool is_mapped = region.fd() >= 0;
   const wire::RegionNews news{
       .access = is_mapped ? wire::RegionAccess::kMapped : wire::RegionAccess::kForeign,

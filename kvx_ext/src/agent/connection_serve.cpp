@@ -16,6 +16,12 @@ constexpr size_t kServedMax = 4096;
 // Copied by the loop itself: a thread that has to wake up first would take longer.
 constexpr int64_t kInlineBytes = 256 << 10;
 
+// The bytes of an opaque region are not for the CPU.
+Status check_touchable(const LeaseUse& use) {
+  if (!use->region->is_opaque()) return Status::Ok();
+  return {Code::kUnavailable, "the leased memory is of a device, which this way does not reach"};
+}
+
 TimePoint deadline_of(const wire::Request& request) {
   return time_after(static_cast<double>(request.deadline_ms) * 1e-3);
 }
@@ -51,6 +57,7 @@ bool Connection::on_request(const wire::Header& header, std::span<const uint8_t>
 void Connection::serve_read(uint64_t id, const wire::Request& request) {
   Granted granted{.deadline = deadline_of(request)};
   Status status = core_->leases().use(request.lease, peer(), kMayRead, &granted.use);
+  if (status.ok()) status = check_touchable(granted.use);
   if (status.ok()) status = resolve(*granted.use, request, &granted.named);
   if (!status.ok()) {
     refuse(id, status.code(), status.message());
@@ -65,6 +72,7 @@ void Connection::serve_read(uint64_t id, const wire::Request& request) {
 void Connection::land_write(uint64_t id, wire::Request request) {
   Granted granted{.deadline = deadline_of(request)};
   Status status = core_->leases().use(request.lease, peer(), kMayWrite, &granted.use);
+  if (status.ok()) status = check_touchable(granted.use);
   if (status.ok()) status = resolve(*granted.use, request, &granted.named);
   if (!status.ok()) {
     refuse(id, status.code(), status.message());
@@ -146,6 +154,7 @@ void Connection::start_pull(uint64_t id, wire::Request request, wire::PullOrigin
   auto use = std::make_shared<LeaseUse>();
   NamedBlocks named;
   Status status = core_->leases().use(request.lease, peer(), kMayWrite, use.get());
+  if (status.ok()) status = check_touchable(*use);
   if (status.ok()) status = resolve(**use, request, &named);
   if (status.ok()) status = validate_fit(named.blocks, origin.blocks);
   auto task = std::make_shared<PullTask>();

@@ -80,11 +80,25 @@ Status RegionTable::add(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset,
     if (Status status = seal(fd); !status.ok()) return status;
   }
   std::lock_guard lock(mutex_);
-  // 0 is no region, and one that lives keeps its number even after four thousand million others.
-  while (next_id_ == 0 || regions_.contains(next_id_)) ++next_id_;
-  *id = next_id_++;
+  *id = free_number(1, kOpaqueRegions, &next_id_);
   regions_.emplace(*id, std::make_shared<ExposedRegion>(*id, base, bytes, fd, fd_offset));
   return Status::Ok();
+}
+
+Status RegionTable::add_opaque(int64_t bytes, uint32_t* id) {
+  if (bytes <= 0) return {Code::kUsage, "a region needs bytes > 0, not " + std::to_string(bytes)};
+  std::lock_guard lock(mutex_);
+  *id = free_number(kOpaqueRegions, UINT32_MAX, &next_opaque_id_);
+  regions_.emplace(*id, std::make_shared<ExposedRegion>(*id, nullptr, bytes, -1, 0));
+  return Status::Ok();
+}
+
+uint32_t RegionTable::free_number(uint32_t first, uint32_t end, uint32_t* next) const {
+  // One that lives keeps its number even after two thousand million others.
+  while (*next < first || *next >= end || regions_.contains(*next)) {
+    *next = *next < first || *next >= end ? first : *next + 1;
+  }
+  return (*next)++;
 }
 
 RegionHold RegionTable::hold(uint32_t id) {

@@ -15,6 +15,7 @@ Status CopyTickets::create(Device& device, const CopyOptions& options,
     for (const CopyCompletion& completion : completions) {
       board->tickets[completion.token] = completion;
     }
+    board->completed += completions.size();
     board->news.notify_all();
   };
   Status status = device.make_copies(options, sink, &made->copies_);
@@ -53,7 +54,32 @@ Status CopyTickets::wait(uint64_t ticket, double timeout_s, CopyCompletion* comp
   }
   *completion = *at->second;
   board_->tickets.erase(at);
+  --board_->completed;
   return Status::Ok();
+}
+
+std::vector<std::pair<uint64_t, CopyCompletion>> CopyTickets::wait_any(double timeout_s) {
+  std::vector<std::pair<uint64_t, CopyCompletion>> taken;
+  std::unique_lock lock(board_->mutex);
+  (void)board_->news.wait_until(lock, time_after(timeout_s),
+                                [&] { return board_->completed > 0 || board_->is_woken; });
+  board_->is_woken = false;
+  for (auto at = board_->tickets.begin(); at != board_->tickets.end() && board_->completed > 0;) {
+    if (!at->second.has_value()) {
+      ++at;
+      continue;
+    }
+    taken.emplace_back(at->first, *at->second);
+    at = board_->tickets.erase(at);
+    --board_->completed;
+  }
+  return taken;
+}
+
+void CopyTickets::wake() {
+  std::lock_guard lock(board_->mutex);
+  board_->is_woken = true;
+  board_->news.notify_all();
 }
 
 }  // namespace kvx

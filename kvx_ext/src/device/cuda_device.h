@@ -38,6 +38,9 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   Status make_gate(std::shared_ptr<Gate>* gate) override;
   Status check_address(uint64_t address, int64_t* bytes) override;
   Status share(const DeviceMemory& memory, SharedMemoryHandle* handle) override;
+  Status share_at(uint64_t address, int64_t bytes, SharedMemoryHandle* handle,
+                  int64_t* offset) override;
+  Status can_reach(int ordinal) override;
   Status open_shared(const SharedMemoryHandle& handle,
                      std::unique_ptr<DeviceMemory>* memory) override;
   Status enable_peer(Device& peer) override;
@@ -62,6 +65,8 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   void dismiss_mapped(MappedMemory* memory) noexcept;
 
  private:
+  Status share_plain(uint64_t base, int64_t bytes, SharedMemoryHandle* handle);
+  Status share_mapped(uint64_t base, int64_t bytes, SharedMemoryHandle* handle);
   Status open_to(cuda::DeviceOrdinal peer);  // enable_peer(), one way
 
   const std::unique_ptr<CudaContext> context_;

@@ -9,6 +9,14 @@ Status check_stream(uint64_t stream) {
           "the null stream orders all other work on the device: use a stream of your own"};
 }
 
+Status CudaMark::is_reached(bool* is_reached) {
+  return device_->context().call("cuEventQuery", [&] {
+    const cuda::Result result = device_->api().event_query(event_.get());
+    *is_reached = result == cuda::kSuccess;
+    return result == cuda::kErrorNotReady ? cuda::kSuccess : result;
+  });
+}
+
 Status CudaDevice::mark(uint64_t stream, std::shared_ptr<StreamMark>* mark) {
   if (Status status = check_stream(stream); !status.ok()) return status;
   PooledEvent event;

@@ -13,6 +13,7 @@ class CudaMark final : public StreamMark {
   CudaMark(std::shared_ptr<CudaDevice> device, PooledEvent event)
       : device_(std::move(device)), event_(std::move(event)) {}
 
+  Status is_reached(bool* is_reached) override;
   cuda::Event event() const { return event_.get(); }
 
  private:

@@ -18,6 +18,7 @@ class PlainMemory final : public DeviceMemory {
   uint64_t address() const override { return address_; }
   int64_t bytes() const override { return bytes_; }
   bool is_exportable() const override { return false; }
+  int ordinal() const override { return device_->context().device(); }
   const CudaDevice& device() const { return *device_; }
 
  private:
@@ -43,6 +44,7 @@ class MappedMemory final : public DeviceMemory {
   uint64_t address() const override { return address_; }
   int64_t bytes() const override { return bytes_; }
   bool is_exportable() const override { return true; }
+  int ordinal() const override { return device_->context().device(); }
   const CudaDevice& device() const { return *device_; }
 
   // REQUIRES for both: the context is current.
@@ -73,6 +75,7 @@ class ForeignMemory final : public DeviceMemory {
   uint64_t address() const override { return base_ + static_cast<uint64_t>(offset_); }
   int64_t bytes() const override { return bytes_; }
   bool is_exportable() const override { return false; }
+  int ordinal() const override { return device_->context().device(); }
 
  private:
   ForeignMemory(std::shared_ptr<CudaDevice> device, uint64_t base, int64_t offset, int64_t bytes)

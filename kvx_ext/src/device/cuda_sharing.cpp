@@ -18,6 +18,31 @@ struct PlainHandle {
 };
 static_assert(sizeof(PlainHandle) == 80);
 
+constexpr const char* kWayOut =
+    "; allocate it with cuMemAlloc (cudaMalloc, torch without expandable_segments) or as "
+    "kvx device memory, or lease it with staged=True";
+
+Status in_several_allocations() {
+  return {Code::kUnavailable,
+          std::string("the memory lies in several allocations, as expandable segments do, which "
+                      "cannot be shared as one") +
+              kWayOut};
+}
+
+Status from_a_pool() {
+  return {Code::kUnavailable,
+          std::string("the memory comes from a stream-ordered pool (cudaMallocAsync), which has no "
+                      "handle that another process could open") +
+              kWayOut};
+}
+
+Status not_made_for_sharing() {
+  return {Code::kUnavailable,
+          std::string("the memory was mapped without a descriptor to share it by, as expandable "
+                      "segments may be") +
+              kWayOut};
+}
+
 Status not_of_this_device() {
   return {Code::kUsage, "this memory was not allocated by this device"};
 }
@@ -52,6 +77,71 @@ Status CudaDevice::share(const DeviceMemory& memory, SharedMemoryHandle* handle)
   handle->fd = -1;
   handle->size_bytes = plain->bytes();
   return Status::Ok();
+}
+
+Status CudaDevice::share_at(uint64_t address, int64_t bytes, SharedMemoryHandle* handle,
+                            int64_t* offset) {
+  int64_t there_bytes = 0;
+  if (Status status = check_address(address, &there_bytes); !status.ok()) return status;
+  cuda::DevicePointer base = 0;
+  size_t size = 0;
+  int is_plain = 0;
+  Status status = context_->call("cuMemGetAddressRange", [&] {
+    const cuda::Result result = api().mem_address_range(&base, &size, address);
+    if (result != cuda::kSuccess) return result;
+    return api().pointer_attribute(&is_plain, cuda::kPointerLegacyIpcCapable, address);
+  });
+  if (!status.ok()) return status;
+  *offset = static_cast<int64_t>(address - base);
+  if (static_cast<int64_t>(size) - *offset < bytes) return in_several_allocations();
+  return is_plain != 0 ? share_plain(base, static_cast<int64_t>(size), handle)
+                       : share_mapped(base, static_cast<int64_t>(size), handle);
+}
+
+Status CudaDevice::share_plain(uint64_t base, int64_t bytes, SharedMemoryHandle* handle) {
+  PlainHandle made;
+  Status status =
+      context_->call("cuIpcGetMemHandle", [&] { return api().ipc_get_mem(&made.handle, base); });
+  if (!status.ok()) return status;
+  made.bytes = bytes;
+  handle->bytes.resize(sizeof(made));
+  std::memcpy(handle->bytes.data(), &made, sizeof(made));
+  handle->fd = -1;
+  handle->size_bytes = bytes;
+  return Status::Ok();
+}
+
+// Memory that was put into a range of addresses can be shared if it was made for that.
+Status CudaDevice::share_mapped(uint64_t base, int64_t bytes, SharedMemoryHandle* handle) {
+  const ContextScope scope(*context_);
+  if (scope.result() != cuda::kSuccess) return context_->check("cuCtxPushCurrent", scope.result());
+  cuda::AllocationHandle allocation = 0;
+  cuda::Result result = api().mem_retain(&allocation, reinterpret_cast<void*>(base));
+  if (result == cuda::kErrorInvalidValue || result == cuda::kErrorNotSupported) {
+    return from_a_pool();
+  }
+  if (result != cuda::kSuccess) return context_->check("cuMemRetainAllocationHandle", result);
+  int fd = -1;
+  result = api().mem_export(&fd, allocation, cuda::kHandlePosixFileDescriptor, 0);
+  context_->release("cuMemRelease", [&] { return api().mem_release(allocation); });
+  if (result == cuda::kErrorInvalidValue || result == cuda::kErrorNotSupported ||
+      result == cuda::kErrorNotPermitted) {
+    return not_made_for_sharing();
+  }
+  if (result != cuda::kSuccess) return context_->check("cuMemExportToShareableHandle", result);
+  *handle = {{}, fd, bytes};
+  return Status::Ok();
+}
+
+Status CudaDevice::can_reach(int ordinal) {
+  if (ordinal == context_->device()) return Status::Ok();
+  int can_access = 0;
+  Status status = context_->call("cuDeviceCanAccessPeer", [&] {
+    return api().device_can_access_peer(&can_access, context_->device(), ordinal);
+  });
+  if (!status.ok() || can_access != 0) return status;
+  return {Code::kUnavailable, "device " + std::to_string(context_->device()) +
+                                  " cannot reach the memory of device " + std::to_string(ordinal)};
 }
 
 Status CudaDevice::open_shared(const SharedMemoryHandle& handle,

@@ -43,6 +43,7 @@ class EmulatedMemory final : public DeviceMemory {
   uint64_t address() const override { return reinterpret_cast<uint64_t>(data_); }
   int64_t bytes() const override { return bytes_; }
   bool is_exportable() const override { return is_exportable_; }
+  int ordinal() const override { return -1; }
   const Device* device() const { return device_.get(); }
   int fd() const { return region_ == nullptr ? -1 : region_->fd(); }
 
@@ -72,7 +73,13 @@ class EmulatedPinnedRange final : public PinnedRange {
 };
 
 // Work in an emulated stream is done before it is enqueued, so every mark has passed.
-class EmulatedMark final : public StreamMark {};
+class EmulatedMark final : public StreamMark {
+ public:
+  Status is_reached(bool* is_reached) override {
+    *is_reached = true;
+    return Status::Ok();
+  }
+};
 
 class EmulatedGate final : public Gate {
  public:
@@ -202,6 +209,15 @@ Status EmulatedDevice::share(const DeviceMemory& memory, SharedMemoryHandle* han
   }
   *handle = {{}, fd, own->bytes()};
   return Status::Ok();
+}
+
+Status EmulatedDevice::share_at(uint64_t, int64_t, SharedMemoryHandle*, int64_t*) {
+  return {Code::kUnavailable, "emulated memory is shared by who allocated it"};
+}
+
+Status EmulatedDevice::can_reach(int ordinal) {
+  if (ordinal == -1) return Status::Ok();
+  return {Code::kUnavailable, "an emulated device reaches emulated memory only"};
 }
 
 Status EmulatedDevice::open_shared(const SharedMemoryHandle& handle,

@@ -25,6 +25,9 @@ class EmulatedDevice final : public Device, public std::enable_shared_from_this<
   Status make_gate(std::shared_ptr<Gate>* gate) override;
   Status check_address(uint64_t address, int64_t* bytes) override;
   Status share(const DeviceMemory& memory, SharedMemoryHandle* handle) override;
+  Status share_at(uint64_t address, int64_t bytes, SharedMemoryHandle* handle,
+                  int64_t* offset) override;
+  Status can_reach(int ordinal) override;
   Status open_shared(const SharedMemoryHandle& handle,
                      std::unique_ptr<DeviceMemory>* memory) override;
   Status enable_peer(Device& peer) override;

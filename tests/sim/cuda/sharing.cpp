@@ -133,6 +133,20 @@ Result cuIpcOpenEventHandle(Event* event, IpcEventHandle handle) {
   return kSuccess;
 }
 
+Result cuMemRetainAllocationHandle(AllocationHandle* handle, void* address) {
+  KVX_SIM_ENTER(call)
+  const auto pointer = reinterpret_cast<uint64_t>(address);
+  const auto memory = call->memory.find(pointer);
+  if (memory == nullptr || memory->kind != ReservationKind::kVirtual || handle == nullptr) {
+    return kErrorInvalidValue;
+  }
+  const auto mapping = memory->find(pointer - memory->address);
+  if (mapping == memory->mappings.end()) return kErrorInvalidValue;
+  *handle = call->memory.next_handle++;
+  call->memory.handles[*handle] = mapping->second.backing;
+  return kSuccess;
+}
+
 Result cuMemExportToShareableHandle(void* shareable, AllocationHandle handle, int handle_type,
                                     unsigned long long flags) {
   KVX_SIM_ENTER(call)

@@ -110,6 +110,8 @@ def test_a_backend_of_somebody_else_is_chosen_by_its_rank(installed: None) -> No
             "  tcp: possible; echo is preferred",
         ]
         said = dict(line.strip().split(": not here because ", 1) for line in lines[4:])
+        for theirs in ("cuda-ipc", "nixl"):  # what they say depends on the machine
+            said.pop(theirs, None)
         assert said == {
             "absent": "libabsent.so is not installed; pip install absent",
             "broken": "it cannot be opened: RuntimeError: no luck for one",

@@ -237,6 +237,7 @@ struct IpcEventHandle {
   ENTRY(mem_unmap, cuMemUnmap, (DevicePointer pointer, size_t bytes))                              \
   ENTRY(mem_set_access, cuMemSetAccess,                                                            \
         (DevicePointer pointer, size_t bytes, const AccessDescriptor* access, size_t count))       \
+  ENTRY(mem_retain, cuMemRetainAllocationHandle, (AllocationHandle * handle, void* address))       \
   ENTRY(mem_export, cuMemExportToShareableHandle,                                                  \
         (void* shareable, AllocationHandle handle, int handle_type, unsigned long long flags))     \
   ENTRY(mem_import, cuMemImportFromShareableHandle,                                                \

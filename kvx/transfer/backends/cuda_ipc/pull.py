@@ -1,0 +1,241 @@
+"""One transfer's copies out of mapped memory of a peer, window after window, on a desk's thread.
+
+Before a window is handed to the device, and when it has landed, the peer's lease is looked at:
+what was copied while it ended does not count. What has landed in host memory is checksummed there
+and held against what is expected; bytes that fail are overwritten. What has landed in device memory
+is checked by the lease alone, unless it is to be read back.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.buffers import MemoryKind
+from kvx.errors import KvxError
+from kvx.transfer.agents.staged import back_to_back, spans
+from kvx.transfer.backends.cuda_ipc.host_bytes import bytes_of, poison
+from kvx.transfer.backends.cuda_ipc.job import code_of
+from kvx.transfer.backends.cuda_ipc.pinned import PinnedRegion
+from kvx.transfer.codes import Code
+from kvx_ext import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from kvx.transfer.backend import Memory, PeerSight
+    from kvx.transfer.backends.cuda_ipc.desk import Desk
+    from kvx.transfer.backends.cuda_ipc.imports import Import
+    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
+    from kvx.transfer.core import LeaseRef
+
+# Two are with the device at a time: while one is copied the other is verified.
+WINDOW_BYTES = 16 << 20
+_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PullPlan:
+    """What a pull copies.
+
+    Attributes:
+        target: Memory of ours.
+        local: (n, 4) int64 rows in it; no two overlap.
+        remote: (n, 4) int64 rows in the peer's region.
+        checksums: (n,) uint64 that the blocks must have; None when they are not known.
+        keys: (n, 16) uint8 that checksums are computed under; None for zeros.
+        lease: Of the peer, that the memory is read under.
+        sight: Shows whether it is live.
+        after: A point in a stream of ours that is waited for; None for none.
+        may_write: Whether our own memory may still be written.
+        reads_back: Whether what was copied to a device is verified all the same.
+    """
+
+    target: Memory
+    local: npt.NDArray[np.int64]
+    remote: npt.NDArray[np.int64]
+    checksums: npt.NDArray[np.uint64] | None
+    keys: npt.NDArray[np.uint8] | None
+    lease: LeaseRef
+    sight: PeerSight
+    after: _core.StreamMark | None = None
+    may_write: Callable[[], bool] = lambda: True
+    reads_back: bool = False
+
+    def look(self) -> Code:
+        """Return whether bytes may be taken from there to here."""
+        if not self.may_write():
+            return Code.STALE
+        return Code(self.sight.look(self.lease.slot, self.lease.generation))
+
+
+class Pull:
+    """See the module; everything runs on the desk's thread."""
+
+    def __init__(
+        self, job: DeviceJob, plan: PullPlan, source: Import, over: Callable[[], None]
+    ) -> None:
+        """Get ready; `begin` begins.
+
+        Args:
+            job: What is told; it settles when the pull is over, by `over`.
+            plan: What goes where.
+            source: Where from; in use until `over`.
+            over: Called when nothing of it is with a device any more.
+        """
+        self._job = job
+        self._plan = plan
+        self._source = source
+        self._desk = source.desk
+        self._over = over
+        self._is_to_host = plan.target.kind is MemoryKind.HOST
+        self._windows = spans(plan.local, WINDOW_BYTES)[::-1]
+        self._tickets: set[int] = set()
+        self._mirror: PinnedRegion | None = None
+        self._is_reading_back = False
+        self._landed: list[tuple[int, int]] = []
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Hand the first windows to the device."""
+        if self._is_to_host:
+            self._desk.pin(self._plan.target)
+        self._go_on()
+
+    def give_up(self) -> None:
+        """Ask that windows the device has not begun be left out; the job has ended."""
+        for ticket in list(self._tickets):
+            self._desk.give_up(ticket)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._windows and self._in_flight() < _IN_FLIGHT and not self._job.is_terminal():
+            start, stop = self._windows.pop()
+            code = self._plan.look()
+            if code is Code.OK:
+                self._submit(start, stop)
+                continue
+            self._job.end(code)
+        if self._in_flight() == 0 and not self._is_over:
+            self._is_over = True
+            if self._mirror is not None:
+                self._mirror.close()
+            self._job.conclude()
+            self._over()
+
+    def _in_flight(self) -> int:
+        return len(self._tickets) + len(self._landed) + self._is_reading_back
+
+    def _submit(self, start: int, stop: int) -> None:
+        plan, part = self._plan, slice(start, stop)
+        try:
+            ticket = self._desk.copy(
+                "d2h" if self._is_to_host else "d2d",
+                (plan.target.address, plan.local[part]),
+                (self._source.address, plan.remote[part]),
+                plan.after,
+                lambda code, error: self._land(ticket, start, stop, code, error),
+            )
+        except KvxError as error:
+            self._job.end(code_of(error), str(error))
+            return
+        self._tickets.add(ticket)
+
+    def _land(self, ticket: int, start: int, stop: int, code: Code, error: int) -> None:
+        self._tickets.discard(ticket)
+        if code is Code.OK:
+            # Without a look nothing counts, also what an ended job has brought.
+            code = self._plan.look()
+        if code is Code.OK and not self._job.is_terminal():
+            self._take(start, stop)
+        else:
+            self._refuse(start, stop, code, error)
+        self._go_on()
+
+    def _refuse(self, start: int, stop: int, code: Code, error: int) -> None:
+        outcome = Code.CANCELLED if code is Code.OK else code
+        self._job.decide(start, np.full(stop - start, outcome, np.int32), error=error)
+        if self._is_to_host and code not in (Code.OK, Code.CANCELLED) and self._plan.may_write():
+            self._poison(self._plan.local[start:stop])
+        if code is Code.DEVICE:
+            self._job.end(code, f"device {self._desk.ordinal} failed a copy: {_health(self._desk)}")
+
+    def _take(self, start: int, stop: int) -> None:
+        """Let what has landed count, verified first where it can be."""
+        plan, part = self._plan, slice(start, stop)
+        if self._is_to_host:
+            self._desk.device.note_host_access(
+                plan.target.address, plan.local[part], is_write=False
+            )
+            self._verify(start, stop, bytes_of(plan.target), plan.local[part])
+        elif plan.reads_back and plan.checksums is not None:
+            self._landed.append((start, stop))
+            self._read_back()
+        else:
+            self._job.decide(start, np.full(stop - start, Code.OK, np.int32))
+
+    def _verify(
+        self, start: int, stop: int, memory: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]
+    ) -> None:
+        plan, part = self._plan, slice(start, stop)
+        sums = _core.row_checksums(memory, rows, None if plan.keys is None else plan.keys[part])
+        codes = np.full(stop - start, Code.OK, np.int32)
+        if plan.checksums is not None:
+            wrong = sums != plan.checksums[part]
+            codes[wrong] = Code.CORRUPT
+            if self._is_to_host and wrong.any():
+                self._poison(plan.local[part][wrong])
+        self._job.decide(start, codes, sums)
+
+    def _poison(self, rows: npt.NDArray[np.int64]) -> None:
+        self._desk.device.note_host_access(self._plan.target.address, rows, is_write=True)
+        poison(bytes_of(self._plan.target), rows)
+
+    def _read_back(self) -> None:
+        """Bring the next landed window into host memory and verify it there."""
+        if self._is_reading_back or not self._landed:
+            return
+        start, stop = self._landed.pop(0)
+        rows = self._plan.local[start:stop]
+        places = back_to_back(rows)
+        needed = int(places[-1, 0] + places[-1, 3])
+        try:
+            if self._mirror is None or self._mirror.size_bytes < needed:
+                if self._mirror is not None:
+                    self._mirror.close()
+                self._mirror = PinnedRegion(self._desk.device, max(needed, WINDOW_BYTES))
+            mirror = self._mirror
+            self._desk.copy(
+                "d2h", (mirror.address, places), (self._plan.target.address, rows), None,
+                functools.partial(self._verify_back, start, stop, places),
+            )  # fmt: skip
+        except KvxError as error:
+            self._job.end(code_of(error), str(error))
+            self._landed.clear()
+            return
+        self._is_reading_back = True
+
+    def _verify_back(
+        self, start: int, stop: int, places: npt.NDArray[np.int64], code: Code, error: int
+    ) -> None:
+        self._is_reading_back = False
+        assert self._mirror is not None, "it was copied into"
+        if code is Code.OK:
+            self._desk.device.note_host_access(self._mirror.address, places, is_write=False)
+            self._verify(start, stop, self._mirror.array, places)
+        else:
+            self._refuse(start, stop, code, error)
+        self._read_back()
+        self._go_on()
+
+
+def _health(desk: Desk) -> str:
+    try:
+        return desk.device.health() or "the driver says no more"
+    except KvxError as error:
+        return str(error)

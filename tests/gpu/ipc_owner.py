@@ -1,0 +1,132 @@
+"""The other process of the cuda-ipc tests: an agent whose blocks lie on a device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from kvx.transfer.agents.agent import Agent
+from kvx.transfer.memory import MemoryRegion
+from kvx.transfer.owner import Owner
+from kvx_ext import _core
+from tests.gpu.device_blocks import DeviceBlocks
+from tests.gpu.rig import REAL_LIBRARY
+from tests.sim.cuda_driver import Engine, SimulatedDriver
+
+
+class DeviceOwner(Owner):
+    """An `Owner` of blocks in device or host memory, which also steers its simulated driver."""
+
+    def __init__(
+        self,
+        name: str = "owner",
+        *,
+        num_blocks: int = 64,
+        block_bytes: int = 4096,
+        key: bytes | None = None,
+        config: Mapping[str, object] | None = None,
+        listen: str | None = None,
+        where: str = "plain",
+        is_real: bool = False,
+        devices: int = 1,
+        ordinal: int = 0,
+    ) -> None:
+        """Open a device and an agent.
+
+        Args:
+            name: Of the agent.
+            num_blocks: How many.
+            block_bytes: Their size.
+            key: Of the agent.
+            config: Of the agent.
+            listen: Where the agent listens besides.
+            where: ``plain``, ``exportable`` or ``host``.
+            is_real: Whether the device is one.
+            devices: How many the simulated driver has.
+            ordinal: Which of them.
+        """
+        self._driver = None if is_real else SimulatedDriver()
+        if self._driver is not None:
+            self._driver.set_devices(devices)
+        library = REAL_LIBRARY if self._driver is None else str(self._driver.path)
+        self.device = _core.open_cuda_device(library, ordinal)
+        self.agent = Agent(name, listen=listen, key=key, config=config)
+        self._made = contextlib.ExitStack()
+        self._block_bytes = block_bytes
+        self._leases = {}
+        if where == "host":
+            size = num_blocks * block_bytes
+            region = MemoryRegion(size, is_shared=True)
+            self.blocks = region.array()[:size].reshape(num_blocks, block_bytes)
+            self._registration = self.agent.register(region)
+            return
+        blocks = DeviceBlocks(
+            self.device, self._driver, num_blocks=num_blocks, block_bytes=block_bytes,
+            is_exportable=where == "exportable",
+        )  # fmt: skip
+        self._made.callback(blocks.close)
+        self.blocks = blocks  # type: ignore[assignment]
+        self._registration = self.agent.register(blocks.memory)
+
+    def lease_after(self, ids: list[int], stream: int) -> bytes:
+        """Lease blocks to be read behind what is in a stream; returns the token."""
+        blocks = self._registration.blocks(ids, self._block_bytes, after=stream)
+        lease = self._registration.lease(blocks)
+        self._leases[lease.id] = lease
+        return lease.token
+
+    def lease_staged(self, ids: list[int] | None, **terms: Any) -> bytes:
+        """Lease a copy of blocks in host memory; returns the token."""
+        blocks = None if ids is None else self._registration.blocks(ids, self._block_bytes)
+        lease = self._registration.lease(blocks, staged=True, **terms)
+        self._leases[lease.id] = lease
+        return lease.token
+
+    def make_stream(self) -> int:
+        """Make a stream."""
+        stream = self.device.create_stream()
+        self._made.callback(self.device.destroy_stream, stream)
+        return stream
+
+    def fill_in_stream(self, stream: int, value: int) -> None:
+        """Put a fill of all blocks into a stream."""
+        size = self.blocks.shape[0] * self.blocks.shape[1]
+        self.device.fill(self.blocks.memory.address, value, size, stream)  # type: ignore[attr-defined]
+
+    def deregister(self, timeout_s: float) -> None:
+        """Close the registration."""
+        self._registration.close(timeout_s)
+
+    def steer(self, setting: str, *arguments: Any, **named: Any) -> Any:
+        """Call a method of the simulated driver."""
+        assert self._driver is not None, "a real driver is not steered"
+        return getattr(self._driver, setting)(*arguments, **named)
+
+    def freeze_engine(self, engine: int) -> None:
+        """Keep copies of an engine from ending."""
+        self.steer("freeze", Engine(engine))
+
+    def thaw_engine(self, engine: int) -> None:
+        """Let them end."""
+        self.steer("thaw", Engine(engine))
+
+    def mapped(self) -> int:
+        """Return how much memory of others is mapped here."""
+        return int(self._endpoint()._imports.count())
+
+    def may_be_mapped(self) -> int:
+        """Return how many others may have memory of ours mapped."""
+        endpoint = self._endpoint()
+        exports = endpoint.exports.all()
+        return sum(len(endpoint.exports.importers(one.memory.region)) for one in exports)
+
+    def close(self) -> None:
+        """Close the agent and free the blocks."""
+        self.agent.close(2.0)
+        self._made.close()
+        convictions = [] if self._driver is None else self._driver.convictions()
+        assert not convictions, "\n".join(convictions)
+
+    def _endpoint(self) -> Any:
+        return self.agent._parts.ways._endpoints["cuda-ipc"]
