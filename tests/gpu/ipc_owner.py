@@ -15,6 +15,18 @@ from tests.gpu.rig import REAL_LIBRARY
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
 
+class Part:
+    """A part of device memory, as any library would hand it over."""
+
+    def __init__(self, memory: _core.DeviceMemory, offset: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,), "typestr": "|u1", "data": (memory.address + offset, False),
+            "strides": None, "version": 3,
+        }  # fmt: skip
+        self.device = memory.device
+        self._memory = memory
+
+
 class DeviceOwner(Owner):
     """An `Owner` of blocks in device or host memory, which also steers its simulated driver."""
 
@@ -73,6 +85,15 @@ class DeviceOwner(Owner):
         """Lease blocks to be read behind what is in a stream; returns the token."""
         blocks = self._registration.blocks(ids, self._block_bytes, after=stream)
         lease = self._registration.lease(blocks)
+        self._leases[lease.id] = lease
+        return lease.token
+
+    def lease_part(self, offset: int, size: int) -> bytes:
+        """Register a part of the blocks' memory by its address, and lease it all."""
+        part = Part(self.blocks.memory, offset, size)  # type: ignore[attr-defined]
+        registration = self.agent.register(part)
+        self._made.callback(registration.close)
+        lease = registration.lease()
         self._leases[lease.id] = lease
         return lease.token
 

@@ -20,6 +20,7 @@ from kvx.transfer.agents.staged import back_to_back, spans
 from kvx.transfer.backends.cuda_ipc.host_bytes import bytes_of, poison
 from kvx.transfer.backends.cuda_ipc.job import code_of
 from kvx.transfer.backends.cuda_ipc.pinned import PinnedRegion
+from kvx.transfer.backends.cuda_ipc.turns import Turn
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -100,9 +101,14 @@ class Pull:
         self._is_reading_back = False
         self._landed: list[tuple[int, int]] = []
         self._is_over = False
+        self._turn = Turn(plan.target.region, plan.local, self._start)
 
     def begin(self) -> None:
-        """Hand the first windows to the device."""
+        """Hand the first windows to the device, when it is free to write there."""
+        if not self._is_over:
+            self._desk.turns.take(self._turn)
+
+    def _start(self) -> None:
         if self._is_to_host:
             self._desk.pin(self._plan.target)
         self._go_on()
@@ -123,6 +129,7 @@ class Pull:
             self._job.end(code)
         if self._in_flight() == 0 and not self._is_over:
             self._is_over = True
+            self._desk.turns.leave(self._turn)
             if self._mirror is not None:
                 self._mirror.close()
             self._job.conclude()
