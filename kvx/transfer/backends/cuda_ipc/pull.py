@@ -167,7 +167,9 @@ class Pull:
     def _refuse(self, start: int, stop: int, code: Code, error: int) -> None:
         outcome = Code.CANCELLED if code is Code.OK else code
         self._job.decide(start, np.full(stop - start, outcome, np.int32), error=error)
-        if self._is_to_host and code not in (Code.OK, Code.CANCELLED) and self._plan.may_write():
+        # Only what has landed: nobody knows what a device that failed is still doing.
+        has_landed = code in (Code.STALE, Code.PEER_LOST)
+        if self._is_to_host and has_landed and self._plan.may_write():
             self._poison(self._plan.local[start:stop])
         if code is Code.DEVICE:
             self._job.end(code, f"device {self._desk.ordinal} failed a copy: {_health(self._desk)}")
