@@ -100,12 +100,11 @@ class Pull:
         self._mirror: PinnedRegion | None = None
         self._is_reading_back = False
         self._landed: list[tuple[int, int]] = []
-        self._is_over = False
-        self._turn = Turn(plan.target.region, plan.local, self._start)
+        self._turn: Turn | None = Turn(plan.target.region, plan.local, self._start)
 
     def begin(self) -> None:
         """Hand the first windows to the device, when it is free to write there."""
-        if not self._is_over:
+        if self._turn is not None:
             self._desk.turns.take(self._turn)
 
     def _start(self) -> None:
@@ -127,9 +126,9 @@ class Pull:
                 self._submit(start, stop)
                 continue
             self._job.end(code)
-        if self._in_flight() == 0 and not self._is_over:
-            self._is_over = True
-            self._desk.turns.leave(self._turn)
+        if self._in_flight() == 0 and self._turn is not None:
+            turn, self._turn = self._turn, None
+            self._desk.turns.leave(turn)
             if self._mirror is not None:
                 self._mirror.close()
             self._job.conclude()
