@@ -195,7 +195,7 @@ class PeerTierConfig:
 
     peers: tuple[str, ...] = _list_of_texts()
     kind: str = "peer"
-    deadline_s: float = setting(0.5, minimum=0.001)
+    deadline_s: float = setting(0.5, minimum=0.001, maximum=3600)
     max_in_flight_bytes: int = setting(256 << 20, minimum=64 << 10)
     serve: bool = True
     known_blocks_max: int = setting(1 << 20, minimum=1024, maximum=100_000_000)

@@ -19,6 +19,7 @@ from kvx_bench.cases.dram import DramCase
 from kvx_bench.cases.gpu import GpuCase
 from kvx_bench.cases.index import IndexCase
 from kvx_bench.cases.nvme import NvmeCase
+from kvx_bench.cases.peer import PeerCase
 from kvx_bench.cases.plan import PlanCase
 from kvx_bench.cases.transfer import TransferCase
 from kvx_bench.machine import describe_machine
@@ -43,6 +44,7 @@ CASES: dict[str, Case] = {
         PlanCase(),
         DramCase(),
         TransferCase(),
+        PeerCase(),
         NvmeCase(),
         GpuCase(),
     )

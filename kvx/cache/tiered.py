@@ -140,6 +140,8 @@ class TieredCache:
         stats: dict[str, dict[str, object]] = {tier: dict(sums) for tier, sums in totals.items()}
         stats["engine"] = shared.engine.stats()
         stats["copies"] = dict(shared.engine.copy_stats())
+        if shared.peers is not None:
+            stats["peer"] = shared.peers.stats()
         rewarm = self._upkeep.rewarm
         if rewarm is not None:
             stats["rewarm"] = {

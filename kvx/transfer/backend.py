@@ -84,6 +84,11 @@ class PeerCard:
     card: bytes | None
 
 
+# A right of a lease, beside READ and WRITE: the holder may write the leased memory itself, through
+# a backend that the owner cannot stop.
+REMOTE_WRITE = 4
+
+
 class LeaseUse(Protocol):
     """Work of a peer under a live lease of ours, from `BackendHost.use_lease` until `end`.
 

@@ -74,7 +74,7 @@ void bind_agent_sharing(nb::module_& module, nb::class_<PyAgent>& agent) {
       .def_prop_ro(
           "region", [](const PyLeaseUse& self) { return self.open().region->id(); },
           "Number of the leased region.")
-      .def_prop_ro("blocks", &blocks_leased,
+      .def_prop_ro("blocks", &blocks_leased, nb::rv_policy::move,
                    "The leased blocks, (n, 4) int64 rows of offset, stride, count and bytes.")
       .def_prop_ro(
           "is_range", [](const PyLeaseUse& self) { return self.open().is_range(); },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 
 import kvx
+from kvx.cache.peer.fetching import check_lease
+from kvx.cache.peer.messages import Ask
+from kvx.transfer.agents.lease_token import RemoteLease
+from kvx.transfer.core import LeaseRef
 from tests.cache.conftest import make_blocks, make_hashes, open_space
 from tests.cache.peer_pair import bring, check, eventually, held, metric, pair, tier_of
 from tests.cache.peer_process import BLOCK_BYTES, PeerProcess, Plan
@@ -194,3 +199,47 @@ def test_a_lease_that_nobody_gives_back_ends_by_itself() -> None:
         assert a.ask("pinned") == 8
         assert eventually(lambda: a.ask("pinned") == 0, 5.0)
         assert a.ask("lent_bytes") == 0
+
+
+def test_a_lease_on_other_blocks_is_not_read() -> None:
+    keys = np.arange(64, dtype=np.uint8).reshape(4, 16)
+    rows = np.array([[0, 4096, 1, 4096], [4096, 4096, 1, 4096]] * 2)
+    lease = RemoteLease(
+        "a", 1, LeaseRef(1, 0, 1), 1, 1 << 20, kvx.Rights.READ, 1.0, "b", rows,
+        np.arange(4, dtype=np.uint64), keys,
+    )  # fmt: skip
+    assert check_lease(lease, keys, 4096).tolist() == [0, 1, 2, 3]
+    for wrong, size in ((keys[::-1], 4096), (keys[:3], 4096), (keys, 8192)):
+        with pytest.raises(kvx.UsageError, match="other blocks"):
+            check_lease(lease, wrong, size)
+    with pytest.raises(kvx.UsageError, match="other blocks"):
+        check_lease(dataclasses.replace(lease, keys=None), keys, 4096)
+    with pytest.raises(kvx.UsageError, match="without their checksums"):
+        check_lease(dataclasses.replace(lease, checksums=None), keys, 4096)
+
+
+def test_an_owner_that_lends_other_blocks_is_found_out() -> None:
+    """Even with a right signature: the keys in the lease have to be those that were asked for."""
+    tiers = [{"kind": "dram", "capacity": "2MiB"}, {"kind": "peer", "publish_s": 0.005}]
+    with (
+        kvx.Agent("a") as one,
+        kvx.Agent("b") as other,
+        kvx.TieredCache.open({"tiers": tiers}, agent=one) as liar,
+        kvx.TieredCache.open({"tiers": tiers}, agent=other) as cache,
+    ):
+        other.connect(one.addresses[0])
+        space = open_space(cache)
+        open_space(liar).offload(make_hashes(8), make_blocks(8)).wait()
+        assert eventually(lambda: held(space, 8) == 8)
+        granting = tier_of(liar)._talk._granting
+        assert granting is not None
+        asked = granting.asked
+
+        def swap(peer: str, ask: Ask) -> None:
+            keys = b"".join(ask.keys[at : at + 16] for at in range(len(ask.keys) - 16, -1, -16))
+            asked(peer, Ask(ask.number, ask.block_bytes, ask.remaining_s, keys))
+
+        granting.asked = swap  # type: ignore[method-assign]
+        result = bring(space, 8)
+        assert result.num_blocks == 0
+        assert (result.reasons == kvx.MissReason.TIER_DOWN).all()

@@ -86,7 +86,10 @@ def storm(seed: int, duration_s: float, tmp_path: Path, *, is_interrupted: bool)
 
 
 def _agrees(a: PeerProcess, c: PeerProcess, known: int) -> bool:
-    return known == sum(int(str(one.ask("num_held"))) for one in (a, c))
+    held = sum(int(str(one.ask("num_held"))) for one in (a, c))
+    # An eviction is told after the slot was given away: a block that was stored again in that very
+    # moment is taken for gone, as docs/formats/events.md says. Never the other way round.
+    return held - 4 <= known <= held
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])

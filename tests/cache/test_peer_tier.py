@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kvx
 from tests.cache.conftest import make_blocks, make_hashes, open_space
-from tests.cache.peer_pair import bring, eventually, held, metric, pair, tier_of
+from tests.cache.peer_pair import bring, check, eventually, held, metric, pair, tier_of
 from tests.cache.peer_process import BLOCK_BYTES, PeerProcess, Plan
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
@@ -190,3 +191,44 @@ def test_agents_and_configurations_have_to_fit() -> None:
     keyless = {"kind": "peer", "listen": "tcp://0.0.0.0:0"}
     with pytest.raises(kvx.UsageError, match="key"):
         kvx.TieredCache.open({"tiers": [dram, keyless]})
+
+
+def test_transfers_of_the_same_blocks_do_not_wait_for_each_other() -> None:
+    with pair() as (a, cache, space):
+        a.ask("store", 0, 24)
+        assert eventually(lambda: held(space, 24) == 24)
+        targets = [np.zeros((24, BLOCK_BYTES), np.uint8) for _ in range(6)]
+        transfers = [space.onboard(make_hashes(24), target) for target in targets]
+        for transfer, target in zip(transfers, targets, strict=True):
+            result = transfer.wait()
+            check(result, target)
+            assert result.num_blocks == 24
+        stats = space.dram_pool.index.stats()
+        assert (stats["committed"], stats["pinned"], stats["reserved"]) == (24, 0, 0)
+        assert cache.stats()["peer"]["in_flight_bytes"] == 0
+
+
+async def test_a_transfer_from_a_peer_can_be_awaited() -> None:
+    with pair() as (a, _, space):
+        a.ask("store", 0, 24)
+        assert eventually(lambda: held(space, 24) == 24)
+        target = np.zeros((24, BLOCK_BYTES), np.uint8)
+        result = await space.onboard(make_hashes(24), target)
+        check(result, target)
+        assert result.num_blocks == 24
+
+
+def test_a_cancelled_transfer_leaves_nothing_behind() -> None:
+    settings = {"max_in_flight_bytes": 4 * BLOCK_BYTES}
+    with pair(reader=Plan("b", settings=settings)) as (a, cache, space):
+        a.ask("store", 0, 100)
+        assert eventually(lambda: held(space, 100) == 100)
+        target = np.zeros((100, BLOCK_BYTES), np.uint8)
+        transfer = space.onboard(make_hashes(100), target)
+        transfer.cancel()
+        with pytest.raises(kvx.TransferCancelled):
+            transfer.wait()
+        assert transfer.wait_quiesced(2.0)
+        assert eventually(lambda: tier_of(cache).in_flight_bytes == 0)
+        assert eventually(lambda: a.ask("lent_bytes") == 0)
+        assert eventually(lambda: space.dram_pool.index.stats()["reserved"] == 0)

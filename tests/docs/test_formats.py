@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from kvx.cache.events import BlockStored, decode_event, encode_event
+from kvx.cache.peer import messages
 from kvx.namespace import Namespace
 from kvx_ext import _core
 
 FORMATS = Path(__file__).parents[2] / "docs/formats"
 KEYS = (FORMATS / "keys.md").read_text()
 EVENTS = (FORMATS / "events.md").read_text()
+PEERS = (FORMATS / "peers.md").read_text()
 
 
 def test_the_worked_example_of_keys() -> None:
@@ -42,3 +45,19 @@ def test_the_example_of_events() -> None:
     assert isinstance(event, BlockStored)
     assert (event.sequence, event.tier, len(event.keys)) == (7, "dram", 16)
     assert encode_event(event) == wire
+
+
+def test_the_example_of_peers() -> None:
+    block = PEERS.split("```\n")[1]
+    wire = bytes.fromhex("".join(line.split("   ")[0] for line in block.splitlines()))
+    delta = messages.decode(wire)
+    assert delta == messages.Delta(1234567, 8, 9, [messages.Change(1, 2, bytes(range(16)))])
+    assert messages.encode(delta) == wire
+
+
+def test_every_message_of_peers_is_documented() -> None:
+    documented = re.findall(r"^\| `(\w+)` \| \w+ \| ([\w, ]+) \|", PEERS, re.MULTILINE)
+    assert dict(documented) == {
+        str(one.__struct_config__.tag): ", ".join(one.__struct_fields__)
+        for one in get_args(messages.Message)
+    }

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from kvx.errors import KvxError
 from kvx.transfer.agents.agent import Agent
 from kvx.transfer.memory import MemoryRegion
 from kvx.transfer.owner import Owner
@@ -13,6 +14,18 @@ from kvx_ext import _core
 from tests.gpu.device_blocks import DeviceBlocks
 from tests.gpu.rig import REAL_LIBRARY
 from tests.sim.cuda_driver import Engine, SimulatedDriver
+
+
+class Part:
+    """A part of device memory, as any library would hand it over."""
+
+    def __init__(self, memory: _core.DeviceMemory, offset: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,), "typestr": "|u1", "data": (memory.address + offset, False),
+            "strides": None, "version": 3,
+        }  # fmt: skip
+        self.device = memory.device
+        self._memory = memory
 
 
 class DeviceOwner(Owner):
@@ -76,6 +89,26 @@ class DeviceOwner(Owner):
         self._leases[lease.id] = lease
         return lease.token
 
+    def begin(self, peer: str, token: bytes, *, is_write: bool = False, deadline_s: float) -> None:
+        """Begin to read or write as many blocks as a lease has, the first ones here."""
+        remote = self.agent.peers[peer].blocks(lease=token)
+        local = self._registration.blocks(list(range(len(remote))), self._block_bytes)
+        call = self.agent.write if is_write else self.agent.read
+        self._transfer = call(local, remote, deadline_s=deadline_s)
+
+    def end(self, timeout_s: float) -> int:
+        """Wait for what was begun; returns the number of blocks that arrived."""
+        return int(self._transfer.wait(timeout_s).blocks_done)
+
+    def lease_part(self, offset: int, size: int) -> bytes:
+        """Register a part of the blocks' memory by its address, and lease it all."""
+        part = Part(self.blocks.memory, offset, size)  # type: ignore[attr-defined]
+        registration = self.agent.register(part)
+        self._made.callback(registration.close)
+        lease = registration.lease()
+        self._leases[lease.id] = lease
+        return lease.token
+
     def lease_staged(self, ids: list[int] | None, **terms: Any) -> bytes:
         """Lease a copy of blocks in host memory; returns the token."""
         blocks = None if ids is None else self._registration.blocks(ids, self._block_bytes)
@@ -126,7 +159,8 @@ class DeviceOwner(Owner):
         self.agent.close(2.0)
         self._made.close()
         convictions = [] if self._driver is None else self._driver.convictions()
-        assert not convictions, "\n".join(convictions)
+        if convictions:
+            raise KvxError("\n".join(convictions))
 
     def _endpoint(self) -> Any:
         return self.agent._parts.ways._endpoints["cuda-ipc"]

@@ -109,6 +109,7 @@ class SimulatedDriver:
             "set_shuffle_seed": (None, (word,)),
             "set_has_batch_copy": (None, (number,)),
             "set_has_stream_values": (None, (number,)),
+            "set_has_peer_access": (None, (number,)),
             "inject": (None, (text, word, number, number)),
             "delay": (None, (text, word)),
             "freeze": (None, (number, number)),
@@ -166,6 +167,10 @@ class SimulatedDriver:
     def set_has_stream_values(self, *, has_stream_values: bool) -> None:
         """Set whether there are cuStreamWaitValue32 and cuStreamWriteValue32."""
         self.library.kvxsim_set_has_stream_values(has_stream_values)
+
+    def set_has_peer_access(self, *, has_peer_access: bool) -> None:
+        """Set whether devices can reach each other's memory."""
+        self.library.kvxsim_set_has_peer_access(has_peer_access)
 
     def inject(self, symbol: str, result: int, *, nth: int = 1, is_sticky: bool = False) -> None:
         """Fail the nth call from now on of an entry point, 1 being the next."""

@@ -44,6 +44,7 @@ _PATIENCE_SHARE = 0.5
 _LOOK_AGAIN_S = 0.005
 _STILL_USED_S = 0.02
 _DRAM_SHARE = 4
+_WAITING_MAX = 1024
 _WRITING = 3  # what `BlockIndex.inspect` answers
 
 
@@ -109,6 +110,7 @@ class Granting:
         self._ending: list[_Lent] = []
         self._emptied = threading.Condition()
         self._is_open = True
+        self._num_waiting = 0
         self.lent_bytes = 0
 
     def asked(self, peer: str, ask: Ask) -> None:
@@ -149,9 +151,22 @@ class Granting:
         """Answer when something can be lent, or the time to wait for that is over."""
         is_full = self._room_blocks(asked.ask.block_bytes) == 0 and self.lent_bytes > 0
         if self._is_open and is_full and time.monotonic() < asked.patient_until:
-            self._shared.reactor.call_later(_LOOK_AGAIN_S, lambda: self._go_on(asked))
+            self._wait(lambda: self._go_on(asked), lambda: self._answer(asked))
         elif not (self._is_open and self._warm(asked)):
             self._answer(asked)
+
+    def _wait(self, go_on: Callable[[], None], refuse: Callable[[], None]) -> None:
+        """Go on a little later, unless too many do that already."""
+        if self._num_waiting >= _WAITING_MAX:
+            refuse()
+            return
+        self._num_waiting += 1
+
+        def over() -> None:
+            self._num_waiting -= 1
+            go_on()
+
+        self._shared.reactor.call_later(_LOOK_AGAIN_S, over)
 
     def _warm(self, asked: _Asked) -> bool:
         """Begin to bring into DRAM what only NVMe holds; False when there is nothing to bring."""
@@ -178,7 +193,7 @@ class Granting:
         if asked.num_warming == 0 and len(held):
             # Somebody else is just bringing them, or there is no room for them now.
             asked.num_warming = 1
-            shared.reactor.call_later(_LOOK_AGAIN_S, lambda: self._warmed(asked))
+            self._wait(lambda: self._warmed(asked), lambda: self._answer(asked))
         return asked.num_warming > 0
 
     def _warmed(self, asked: _Asked) -> None:

@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +87,7 @@ class PeerTier:
             lent_bytes_max=config.max_in_flight_bytes,
         )
         self._asks: dict[int, LeaseAsk] = {}
+        self._reads: weakref.WeakSet[PeerRead] = weakref.WeakSet()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._in_flight_bytes = 0
@@ -120,6 +122,16 @@ class PeerTier:
     def num_listeners(self) -> int:
         """Peers that are told what this cache holds."""
         return len(self._publisher)
+
+    def stats(self) -> dict[str, object]:
+        """Return numbers for people and tests; with each peer that is not asked, why."""
+        return {
+            "known_blocks": self.known_blocks,
+            "in_flight_bytes": self.in_flight_bytes,
+            "lent_bytes": self.lent_bytes,
+            "listeners": self.num_listeners,
+            "peers": {one.name: one.objection or "up" for one in self.sources},
+        }
 
     def holds(self, keys: Keys) -> Mask:
         """Return which of (n, 16) uint8 keys some peer holds that may be asked, (n,) bool."""
@@ -214,7 +226,10 @@ class PeerTier:
             ask.source.peer.blocks(indices, lease=lease),
             deadline_s=max(_DEADLINE_S_MIN, ask.remaining_s),
         )
-        return PeerRead(transfer, len(indices))
+        read = PeerRead(transfer, len(indices))
+        with self._lock:
+            self._reads.add(read)
+        return read
 
     def release(self, ask: LeaseAsk, blocks_done: int, damaged: Keys | None = None) -> None:
         """Give a lease back, and name what did not match its checksum."""
@@ -227,8 +242,12 @@ class PeerTier:
         """Serve and fetch no more; False when a peer was still reading when time was up."""
         end = time.monotonic() + timeout_s
         self._talk.stop()
+        with self._lock:
+            reads = list(self._reads)
         for ask in list(self._asks.values()):
             ask.cancel()
+        for read in reads:
+            read.cancel()
         stopped = threading.Event()
 
         def stop_granting() -> None:

@@ -29,10 +29,15 @@ _ROW_BYTES, _CHECKSUM_BYTES, _KEY_BYTES, _ID_BYTES = 32, 8, 16, 4
 
 
 class Rights(enum.IntFlag):
-    """What a lease allows its holder."""
+    """What a lease allows its holder.
+
+    REMOTE_WRITE, beside WRITE: it may write the leased memory itself, through a backend whose writes
+    the owner cannot stop. Then memory is free again only when the holder says so or is gone.
+    """
 
     READ = 1
     WRITE = 2
+    REMOTE_WRITE = 4
 
 
 # 64 bits of the native core; msgpack has no wider numbers.
@@ -62,7 +67,7 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: _Word
     region: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     region_bytes: Annotated[int, msgspec.Meta(ge=1, le=descriptors.SIZE_MAX)]
-    rights: Annotated[int, msgspec.Meta(ge=1, le=3)]
+    rights: Annotated[int, msgspec.Meta(ge=1, le=7)]
     ttl_s: Annotated[float, msgspec.Meta(gt=0, le=TTL_S_MAX)]
     peer: Annotated[str, msgspec.Meta(max_length=64, pattern=f"^({NAME})?$")]
     blocks: _Raw | _Equal

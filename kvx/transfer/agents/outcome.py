@@ -152,7 +152,8 @@ def _error_of_code(
                 **facts,  # type: ignore[arg-type]
             )
         case Code.CAPACITY:
-            return CapacityError(f"{where}; {about.peer} has no room for it: try again")
+            why = about.reason or f"{about.peer} has no room for it"
+            return CapacityError(f"{where}; {why}: try again")
         case Code.UNAVAILABLE:
             why = about.reason or "this way is not possible"
             return UnavailableError(

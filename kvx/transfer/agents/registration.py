@@ -296,8 +296,10 @@ class Registration:
         return blocks.rows
 
     def _check_rights(self, rights: Rights, *, has_checksums: bool) -> None:
-        if not 0 < int(rights) <= int(Rights.READ | Rights.WRITE):
+        if not 0 < int(rights) <= int(Rights.READ | Rights.WRITE | Rights.REMOTE_WRITE):
             raise UsageError(f"rights = {rights!r}; accepted: Rights.READ, Rights.WRITE, or both")
+        if Rights.REMOTE_WRITE in Rights(rights) and Rights.WRITE not in Rights(rights):
+            raise UsageError("Rights.REMOTE_WRITE is given beside Rights.WRITE, not instead of it")
         if Rights.WRITE in Rights(rights) and has_checksums:
             raise UsageError(
                 "what peers may write has no checksums that stay right: leave them out"

@@ -25,6 +25,8 @@ inline constexpr uint64_t kAnyPeer = 0;
 
 inline constexpr uint8_t kMayRead = 1;
 inline constexpr uint8_t kMayWrite = 2;
+// Through something that the owner cannot stop, such as a network card; see docs/guides/nixl.md.
+inline constexpr uint8_t kMayWriteRemotely = 4;
 
 // One entry of the shared page. Generation 0: no lease.
 struct LeaseWord {

@@ -51,7 +51,7 @@ Status check_terms(const RegionHold& region, const LeaseTerms& terms, int64_t* b
   if (blocks == 0) return {Code::kUsage, "a lease needs blocks"};
   if (Status status = validate(terms.blocks, region->bytes()); !status.ok()) return status;
   if (Status status = check_ttl(terms.ttl_s); !status.ok()) return status;
-  if (terms.rights == 0 || (terms.rights & ~(kMayRead | kMayWrite)) != 0) {
+  if (terms.rights == 0 || (terms.rights & ~(kMayRead | kMayWrite | kMayWriteRemotely)) != 0) {
     return {Code::kUsage, "a lease allows to read (1), to write (2), or both (3)"};
   }
   if (!terms.checksums.empty() && terms.checksums.size() != blocks) {

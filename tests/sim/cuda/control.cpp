@@ -107,6 +107,10 @@ void kvxsim_set_has_stream_values(int has) {
   change([&](Simulation& sim) { sim.has_stream_values = has != 0; });
 }
 
+void kvxsim_set_has_peer_access(int has) {
+  change([&](Simulation& sim) { sim.devices.has_peer_access = has != 0; });
+}
+
 void kvxsim_inject(const char* symbol, uint64_t nth, int result, int is_sticky) {
   change([&](Simulation& sim) { sim.faults.inject(symbol, nth, {result, is_sticky != 0}); });
 }

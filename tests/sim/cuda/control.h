@@ -31,6 +31,8 @@ KVXSIM_API void kvxsim_set_shuffle_seed(uint64_t seed);
 // 0 hides the entry points from cuGetProcAddress_v2, as an older driver would.
 KVXSIM_API void kvxsim_set_has_batch_copy(int has);
 KVXSIM_API void kvxsim_set_has_stream_values(int has);
+// Whether devices can reach each other's memory, as cuDeviceCanAccessPeer answers.
+KVXSIM_API void kvxsim_set_has_peer_access(int has);
 
 // Fails the nth call from now on (1: the next) of an entry point, named as in abi.h. A sticky one
 // loses the context: every later call on it fails alike until it was released.

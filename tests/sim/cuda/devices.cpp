@@ -48,6 +48,7 @@ Devices::Devices() {
 
 void Devices::reset() {
   count = 1;
+  has_peer_access = true;
   total_bytes = kDefaultTotalBytes;
   attributes.clear();
   engines = {};
@@ -149,7 +150,7 @@ Result cuDeviceCanAccessPeer(int* can_access, DeviceOrdinal device, DeviceOrdina
   KVX_SIM_ENTER(call)
   Devices& devices = call->devices;
   if (devices.find(device) == nullptr || devices.find(peer) == nullptr) return kErrorInvalidDevice;
-  *can_access = device != peer ? 1 : 0;
+  *can_access = device != peer && devices.has_peer_access ? 1 : 0;
   return kSuccess;
 }
 

@@ -57,6 +57,7 @@ struct Devices {
   static cuda::Context context_of(Device& device);
 
   int count = 1;
+  bool has_peer_access = true;
   size_t total_bytes = kDefaultTotalBytes;
   std::map<int, int> attributes;  // set by a test, in place of the defaults
   std::array<Device, kDevicesMax> all;

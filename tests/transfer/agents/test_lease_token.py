@@ -82,7 +82,7 @@ def test_equal_blocks_take_four_bytes_each() -> None:
         ({"incarnation": 0}, "malformed"),
         ({"generation": 0}, "malformed"),
         ({"slot": 1 << 32}, "malformed"),
-        ({"rights": 4}, "malformed"),
+        ({"rights": 8}, "malformed"),
         ({"rights": 0}, "malformed"),
         ({"ttl_s": 0.0}, "malformed"),
         ({"ttl_s": float("nan")}, "malformed"),

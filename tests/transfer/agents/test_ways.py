@@ -110,6 +110,8 @@ def test_a_backend_of_somebody_else_is_chosen_by_its_rank(installed: None) -> No
             "  tcp: possible; echo is preferred",
         ]
         said = dict(line.strip().split(": not here because ", 1) for line in lines[4:])
+        for theirs in ("cuda-ipc", "nixl"):  # what they say depends on the machine
+            said.pop(theirs, None)
         assert said == {
             "absent": "libabsent.so is not installed; pip install absent",
             "broken": "it cannot be opened: RuntimeError: no luck for one",
@@ -151,5 +153,7 @@ def test_the_configuration_limits_the_choice(installed: None) -> None:
         remote = peer.descriptors([0], [64], lease=source.lease().token)
         with pytest.raises(kvx.UnavailableError, match="configuration allows tcp only"):
             one.read(here.descriptors([0], [64]), remote, backend="echo")
-    with pytest.raises(kvx.UsageError, match=r"backends = warp: unknown; here are local, shm, tcp"):
+    with pytest.raises(
+        kvx.UsageError, match=r"backends = warp: unknown; here are local, .*shm, tcp"
+    ):
         kvx.Agent("x", config={"backends": ["warp"]})

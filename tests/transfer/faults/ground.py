@@ -109,7 +109,7 @@ class Ground:
         self.usual_s: dict[bool, float] = {}
         self._count = 0
         self.raise_victim()
-        for is_write in (False, True):
+        for is_write in (False, True, False, True):
             began = time.monotonic()
             self.end(self.begin(is_write=is_write, deadline_s=GRACE_S))
             self.usual_s[is_write] = time.monotonic() - began

@@ -26,15 +26,19 @@ class Fault:
         name: Of the row in the table.
         strike: Does it.
         mend: Undoes it, so that the victim can be asked again.
-        is_fatal: Whether the victim is gone afterwards.
         peer: States of the peer that may be reported after it; empty: nothing is said of it.
+        is_fatal: Whether the victim is gone afterwards.
+        goes_on: Whether the victim, once mended, goes on with what it was doing.
+        lead_s: How long it takes until it is done, when that is longer than a transfer.
     """
 
     name: str
     strike: Callable[[Ground], None]
     mend: Callable[[Ground], None]
-    is_fatal: bool
-    peer: tuple[PeerState, ...]
+    peer: tuple[PeerState, ...] = ()
+    is_fatal: bool = False
+    goes_on: bool = False
+    lead_s: float = 0.0
 
 
 def _kill(ground: Ground) -> None:
@@ -81,11 +85,11 @@ def _nothing(ground: Ground) -> None:
 
 
 FAULTS = (
-    Fault("killed", _kill, _nothing, is_fatal=True, peer=(PeerState.LOST,)),
-    Fault("frozen", _freeze, _thaw, is_fatal=False, peer=(PeerState.FROZEN,)),
-    Fault("restarted", _restart, _rejoin, is_fatal=False, peer=(PeerState.FENCED, PeerState.LOST)),
-    Fault("deregisters", _deregister, _register_again, is_fatal=False, peer=(PeerState.UP,)),
-    Fault("frees memory", _free, _register_again, is_fatal=False, peer=(PeerState.UP,)),
+    Fault("killed", _kill, _nothing, (PeerState.LOST,), is_fatal=True),
+    Fault("frozen", _freeze, _thaw, (PeerState.FROZEN,), goes_on=True),
+    Fault("restarted", _restart, _rejoin, (PeerState.FENCED, PeerState.LOST)),
+    Fault("deregisters", _deregister, _register_again, (PeerState.UP,)),
+    Fault("frees memory", _free, _register_again, (PeerState.UP,)),
 )
 
 
@@ -124,9 +128,13 @@ def _strike_transfers(ground: Ground, fault: Fault, state: str, rng: random.Rand
             running.append(one)
             if number == place:
                 striker.start()
+    elif fault.lead_s:
+        striker.start()
+        time.sleep(rng.uniform(0.0, fault.lead_s))
+        running += _work(ground, state, rng)
     else:
         running += _work(ground, state, rng)
-        time.sleep(rng.uniform(0.0, 1.1) * ground.usual_s[state == "write"])
+        time.sleep(rng.uniform(0.0, 0.9) * ground.usual_s[state == "write"])
         striker.start()
     striker.join(GRACE_S * 3)
     assert not striker.is_alive(), f"{fault.name} did not come to an end"
@@ -143,6 +151,7 @@ def _conclude(ground: Ground, fault: Fault, state: str, running: list[Running]) 
     # Before anything of the memory is used for something else.
     wrong = {id(one): ground.wrong(one) for one in reads}
     said = ground.await_peer(*fault.peer) if fault.peer else ""
+    assert not fault.peer or said in fault.peer, f"{fault.name}, and the peer is {said}"
     quiet = [one for one in reads if one.transfer is None or one.transfer.wait_quiesced(1.0)]
     has_guard = len(quiet) == len(reads)
     if has_guard:
@@ -152,11 +161,11 @@ def _conclude(ground: Ground, fault: Fault, state: str, running: list[Running]) 
     else:
         fault.mend(ground)
     stuck = {id(one): ground.is_stuck(one) for one in running}
-    if fault.name == "frozen":
+    if fault.goes_on:
         wrong |= {id(one): ground.wrong(one) for one in running if one.is_write}
     # Whoever was frozen has had its turn when it has answered this.
     touched = 0
-    if has_guard and fault.name == "frozen":
+    if has_guard and fault.goes_on:
         ground.victim.ask("guard")
         time.sleep(0.03)
         touched = ground.touched() + ground.victim.ask("touched")

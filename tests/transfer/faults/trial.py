@@ -69,15 +69,24 @@ class Leaks:
 
 @dataclass(slots=True)
 class Tally:
-    """The trials of some cells, and what they left behind."""
+    """The trials of some cells, and what they left behind.
+
+    Attributes:
+        trials: Transfers, and how they ended.
+        faults_done: Faults that were injected; one may strike several transfers.
+        leaks: What was left, by way.
+        skipped: Why a way was not tried.
+    """
 
     trials: list[Trial] = field(default_factory=list)
+    faults_done: int = 0
     leaks: dict[str, Leaks] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def add(self, trials: Iterable[Trial]) -> None:
-        """Count trials."""
+    def add(self, trials: Iterable[Trial], faults: int = 1) -> None:
+        """Count trials, and how many faults they are of."""
         self.trials += trials
+        self.faults_done += faults
 
     def ways(self) -> list[str]:
         """Return the ways, in the order they were first met."""

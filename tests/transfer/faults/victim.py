@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import multiprocessing
 import time
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
 import numpy as np
 
@@ -38,6 +40,7 @@ class Way:
         is_shared: Whether memory is a memfd that peers map.
         listen: Where the victim listens besides its socket file.
         unix: Whether it has that file.
+        namespace: Network namespace that the victim runs in; None for this one.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Way:
     is_shared: bool
     listen: str | None = None
     unix: bool = True
+    namespace: str | None = None
 
     @property
     def config(self) -> dict[str, object]:
@@ -81,8 +85,10 @@ class Victim(Owner):
     """An owner whose memory can be taken away under its peers."""
 
     def __init__(self, name: str, *, is_shared: bool, config: dict[str, object],
-                 listen: str | None) -> None:  # fmt: skip
+                 listen: str | None, namespace: str | None = None) -> None:  # fmt: skip
         """Open an agent with `NUM_BLOCKS` blocks of pattern 1."""
+        if namespace is not None:
+            enter(namespace)
         super().__init__(
             name, num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES, is_shared=is_shared, key=KEY,
             config=config, listen=listen,
@@ -164,9 +170,17 @@ def _context() -> BaseContext:
     return context
 
 
+def enter(namespace: str) -> None:
+    """Move this process, which has one thread, into a namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/run/netns/{namespace}").open() as opened:
+        if libc.setns(opened.fileno(), 0) != 0:
+            raise OSError(ctypes.get_errno(), f"setns {namespace}")
+
+
 def start_victim(way: Way, name: str = "victim") -> OwnerProcess:
     """Start a victim and wait until it listens."""
     return OwnerProcess(
         name, kind=Victim, context=_context(), is_shared=way.is_shared, config=way.config,
-        listen=way.listen,
+        listen=way.listen, namespace=way.namespace,
     )  # fmt: skip

@@ -71,13 +71,13 @@ class Course:
         self._was_allowed()
         wrong = descriptors.objection(self._plan.remote, source.size_bytes)
         with self._lock:
-            is_wanted = self._stage is _Stage.FINDING and not wrong
-            if is_wanted:
+            pull = None
+            if self._stage is _Stage.FINDING and not wrong:
                 self._stage = _Stage.PULLING
                 self._source = source
-                self._pull = Pull(self._job, self._plan, source, self._pulled)
-        if self._pull is not None and is_wanted:
-            source.desk.do(self._pull.begin)
+                self._pull = pull = Pull(self._job, self._plan, source, self._pulled)
+        if pull is not None:
+            source.desk.do(pull.begin)
             return
         self._imports.release(source)
         if wrong:
@@ -87,18 +87,19 @@ class Course:
     def _ended(self) -> None:
         """Stop what can be stopped: the job has become terminal."""
         with self._lock:
-            stage = self._stage
+            stage, pull, source = self._stage, self._pull, self._source
             if stage is _Stage.FINDING:
                 self._stage = _Stage.OVER
         if stage is _Stage.FINDING:
             self._sources.forget(self._question)
             self._job.settle()
-        elif stage is _Stage.PULLING and self._pull is not None and self._source is not None:
-            self._source.desk.do(self._pull.give_up)
+        elif pull is not None and source is not None:
+            source.desk.do(pull.give_up)
 
     def _pulled(self) -> None:
         with self._lock:
             self._stage = _Stage.OVER
-        assert self._source is not None, "it was pulled from"
-        self._imports.release(self._source)
+            source, self._source, self._pull = self._source, None, None
+        assert source is not None, "it was pulled from"
+        self._imports.release(source)
         self._job.settle()

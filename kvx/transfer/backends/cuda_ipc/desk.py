@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kvx.errors import KvxError, UnavailableError
+from kvx.transfer.backends.cuda_ipc.turns import Turns
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -43,6 +44,7 @@ class Desk:
         device: The device.
         ordinal: As the driver counts.
         uuid: Of the device, the same in every process.
+        turns: Who writes what.
     """
 
     def __init__(self, ordinal: int, name: str) -> None:
@@ -60,6 +62,7 @@ class Desk:
         self._landing: dict[int, Landed] = {}
         self._marks: list[tuple[_core.StreamMark, Callable[[Code], None]]] = []
         self._pins: dict[int, _core.PinnedRange] = {}
+        self.turns = Turns()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name=f"{name}-{ordinal}", daemon=True)
         self._thread.start()

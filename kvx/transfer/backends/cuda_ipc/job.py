@@ -41,6 +41,10 @@ _CODES = (
 )
 
 
+def _nothing() -> None:
+    return
+
+
 def code_of(error: KvxError) -> Code:
     """Return the code that stands for an error; DEVICE for those of a device."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), Code.DEVICE)
@@ -74,8 +78,8 @@ class DeviceJob:
             ended: Called with the number at the end of a job that is watched.
         """
         self.deadline = time.monotonic() + deadline_s
-        self.when_ended: Callable[[], None] = lambda: None
-        self.when_quiet: Callable[[], None] = lambda: None
+        self.when_ended: Callable[[], None] = _nothing
+        self.when_quiet: Callable[[], None] = _nothing
         self.ask_cancel: Callable[[], None] | None = None
         self._id = number
         self._block_bytes = block_bytes
@@ -163,9 +167,10 @@ class DeviceJob:
         """End it, or ask its receiver to; False when it had ended."""
         if self.is_terminal():
             return False
-        if self.ask_cancel is None:
+        ask = self.ask_cancel
+        if ask is None:
             return self.end(Code.CANCELLED)
-        self.ask_cancel()
+        ask()
         return True
 
     def watch(self) -> bool:
@@ -256,4 +261,7 @@ class DeviceJob:
                 return
             self._is_quiesced = True
             self._changed.notify_all()
-        self.when_quiet()
+        then, self.when_quiet = self.when_quiet, _nothing
+        # Who was called knows the job: let go of each other, or all of it stays until a collection.
+        self.when_ended, self.ask_cancel = _nothing, None
+        then()

@@ -20,6 +20,7 @@ from kvx.transfer.agents.staged import back_to_back, spans
 from kvx.transfer.backends.cuda_ipc.host_bytes import bytes_of, poison
 from kvx.transfer.backends.cuda_ipc.job import code_of
 from kvx.transfer.backends.cuda_ipc.pinned import PinnedRegion
+from kvx.transfer.backends.cuda_ipc.turns import Turn
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -99,10 +100,14 @@ class Pull:
         self._mirror: PinnedRegion | None = None
         self._is_reading_back = False
         self._landed: list[tuple[int, int]] = []
-        self._is_over = False
+        self._turn: Turn | None = Turn(plan.target.region, plan.local, self._start)
 
     def begin(self) -> None:
-        """Hand the first windows to the device."""
+        """Hand the first windows to the device, when it is free to write there."""
+        if self._turn is not None:
+            self._desk.turns.take(self._turn)
+
+    def _start(self) -> None:
         if self._is_to_host:
             self._desk.pin(self._plan.target)
         self._go_on()
@@ -121,8 +126,9 @@ class Pull:
                 self._submit(start, stop)
                 continue
             self._job.end(code)
-        if self._in_flight() == 0 and not self._is_over:
-            self._is_over = True
+        if self._in_flight() == 0 and self._turn is not None:
+            turn, self._turn = self._turn, None
+            self._desk.turns.leave(turn)
             if self._mirror is not None:
                 self._mirror.close()
             self._job.conclude()
@@ -160,7 +166,9 @@ class Pull:
     def _refuse(self, start: int, stop: int, code: Code, error: int) -> None:
         outcome = Code.CANCELLED if code is Code.OK else code
         self._job.decide(start, np.full(stop - start, outcome, np.int32), error=error)
-        if self._is_to_host and code not in (Code.OK, Code.CANCELLED) and self._plan.may_write():
+        # Only what has landed: nobody knows what a device that failed is still doing.
+        has_landed = code in (Code.STALE, Code.PEER_LOST)
+        if self._is_to_host and has_landed and self._plan.may_write():
             self._poison(self._plan.local[start:stop])
         if code is Code.DEVICE:
             self._job.end(code, f"device {self._desk.ordinal} failed a copy: {_health(self._desk)}")

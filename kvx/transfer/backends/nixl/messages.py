@@ -1,0 +1,191 @@
+"""What the NIXL endpoints of two agents tell each other beside data: encoding and limits. Pure.
+
+    Hello               our metadata and regions; answered in kind when asked for
+    Begin   -> Answer   a write is about to start: the owner holds its memory until the end
+    Check               what the other side computed of some blocks, to be compared by their owner
+    Finish  -> Answer   all bytes have moved: is the lease live still, and do they agree?
+    Over                a transfer that failed touches the owner's memory no more
+    Forget  -> Forgotten    a region is about to go: nothing of ours touches it any more
+
+They travel over the agents' connection, in order, from peers that have proved who they are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from kvx.errors import UsageError
+from kvx.transfer.core import NOTE_BYTES_MAX, LeaseRef
+
+VERSION = 1
+MESSAGE_BYTES_MAX = 1 << 20
+# 60 bytes a block at most, so that a message stays below its limit.
+CHECK_BLOCKS_MAX = 8192
+FAILURES_MAX = 8192
+REGIONS_MAX = 4096
+_TEXT_MAX = 512
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Small = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Text = Annotated[str, msgspec.Meta(max_length=_TEXT_MAX)]
+_Name = Annotated[str, msgspec.Meta(max_length=128)]
+_Lease = tuple[_Number, _Number, _Number]
+
+
+class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What travels in the agent's signed card.
+
+    Attributes:
+        version: Of these messages.
+        nixl: Version of NIXL.
+        plugins: Of NIXL, started.
+    """
+
+    version: _Small
+    nixl: _Name
+    plugins: Annotated[list[_Name], msgspec.Meta(max_length=16)]
+
+
+class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A region of the sender, as NIXL addresses it."""
+
+    number: _Small
+    address: _Number
+    size_bytes: _Number
+    is_device: bool
+    ordinal: _Small
+
+
+class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
+    """Who the sender is to NIXL, and all that it has registered."""
+
+    name: _Name
+    metadata: Annotated[bytes, msgspec.Meta(max_length=MESSAGE_BYTES_MAX)]
+    regions: Annotated[list[Region], msgspec.Meta(max_length=REGIONS_MAX)]
+    wants_answer: bool
+
+
+class Begin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
+    """A write is about to start."""
+
+    job: _Number
+    lease: _Lease
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="check"):
+    """Checksums that the sender computed; one of `indices` and `rows` says of which blocks.
+
+    Attributes:
+        job: Number of the transfer.
+        lease: What it is done under.
+        is_write: Its direction.
+        first: Number of the first of these blocks in the transfer.
+        indices: (n,) little-endian uint32, blocks of the lease.
+        rows: (n, 4) little-endian int64 within a lease of one run of bytes.
+        keys: (n, 16) bytes that the checksums are computed under; empty for zeros.
+        checksums: (n,) little-endian uint64.
+    """
+
+    job: _Number
+    lease: _Lease
+    is_write: bool
+    first: _Small
+    indices: bytes
+    rows: bytes
+    keys: bytes
+    checksums: bytes
+
+
+class Finish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="finish"):
+    """All bytes have moved; the note is delivered when everything is in order."""
+
+    job: _Number
+    lease: _Lease
+    is_write: bool
+    note: Annotated[bytes, msgspec.Meta(max_length=NOTE_BYTES_MAX)]
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="answer"):
+    """To Begin and Finish.
+
+    Attributes:
+        job: Number of the transfer.
+        is_finish: Which of the two.
+        code: Of `kvx.transfer.codes.Code`, of the whole.
+        failures: Blocks that did not agree.
+        text: Why, for people.
+    """
+
+    job: _Number
+    is_finish: bool
+    code: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    failures: Annotated[list[_Small], msgspec.Meta(max_length=FAILURES_MAX)]
+    text: _Text
+
+
+class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="over"):
+    """NIXL is through with a transfer that has failed."""
+
+    job: _Number
+
+
+class Forget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="forget"):
+    """A region of the sender is about to go; to be answered when nothing touches it any more."""
+
+    region: _Small
+
+
+class Forgotten(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="forgotten"):
+    """Nothing of the sender touches, or will touch, that region."""
+
+    region: _Small
+
+
+Message = Hello | Begin | Check | Finish | Answer | Over | Forget | Forgotten
+_decoder = msgspec.msgpack.Decoder(Message)
+_card_decoder = msgspec.msgpack.Decoder(Card)
+
+
+def encode(message: Message | Card) -> bytes:
+    """Return the bytes of a message."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """Return the message in these bytes, whoever made them.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise UsageError(f"a message of {len(data)} bytes: {MESSAGE_BYTES_MAX} are allowed")
+    try:
+        message: Message = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"a malformed message: {error}") from None
+    return message
+
+
+def decode_card(data: bytes) -> Card:
+    """Return the card in these bytes, whoever made them.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        card: Card = _card_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"a malformed card: {error}") from None
+    return card
+
+
+def numbers_of(lease: LeaseRef) -> _Lease:
+    """Return a lease as messages name it."""
+    return lease.id, lease.slot, lease.generation
+
+
+def lease_of(numbers: _Lease) -> LeaseRef:
+    """Return the lease that a message names."""
+    return LeaseRef(*numbers)
