@@ -16,6 +16,7 @@ from kvx_bench.transfer.matrix import command
 from kvx_bench.transfer.pair.initiator import Initiator
 from kvx_bench.transfer.pair.pair import Pair
 from tests.benchmarks.transfer.rig import pair_here
+from tests.sim.cuda_driver import LIBRARY, SimulatedDriver
 
 KEY = b"the key of two hosts"
 SMALL = ("--block-sizes", "4KiB,64KiB", "--batch", "4", "--iterations", "2", "--warmup", "1")
@@ -153,3 +154,22 @@ def test_an_initiator_that_lost_its_target_says_so() -> None:
         target.close()
         with pytest.raises(Exception, match="bench-target"):
             initiator.answer({"do": "theirs", "request": {"do": "cpu"}})
+
+
+def test_device_memory_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated_driver: SimulatedDriver
+) -> None:
+    """Both processes find the simulated driver where they look for the real one."""
+    assert simulated_driver.convictions() == []
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(LIBRARY.parent))
+    file = tmp_path / "m.json"
+    code = bench(
+        *SMALL, "--check", "--ops", "read", "--backends", "cuda-ipc", "--memory",
+        "device,host:device,device:host", "--json", str(file),
+    )  # fmt: skip
+    assert code == 0
+    lines = json.loads(file.read_text())["matrix"]
+    assert {line["memory"] for line in lines if line["gb_per_s"]} == {"device", "host:device"}
+    reasons = {line["absent"] for line in lines if line["memory"] == "device:host"}
+    assert len(reasons) == 1
+    assert "what is to be read is host memory" in reasons.pop()
