@@ -31,7 +31,9 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Small = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Text = Annotated[str, msgspec.Meta(max_length=_TEXT_MAX)]
 _Name = Annotated[str, msgspec.Meta(max_length=128)]
-_Lease = tuple[_Number, _Number, _Number]
+# Leases are named by 64 random bits, so half of them lie above what `le` can say.
+_Word = Annotated[int, msgspec.Meta(ge=0)]
+_Lease = tuple[_Word, _Word, _Word]
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
