@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LEASE_S = 3600.0
+# Backends whose initiator writes to the target's memory itself, which a lease has to allow.
+_REMOTE_WRITERS = {"nixl"}
 _LOOK_EVERY_S = 0.5
 
 
@@ -77,6 +79,8 @@ class Target(Side):
         """Lease the first blocks; computing their checksums is in the time that is told."""
         blocks = self.blocks(request)
         rights = kvx.Rights.WRITE if request["is_write"] else kvx.Rights.READ
+        if request["is_write"] and request["backend"] in _REMOTE_WRITERS:
+            rights |= kvx.Rights.REMOTE_WRITE
         began = time.perf_counter()
         lease = self.registration.lease(
             blocks,
