@@ -14,6 +14,7 @@ from kvx.errors import KvxError, PeerLost, UsageError
 from kvx.transfer.backends.cuda_ipc import messages
 from kvx.transfer.backends.cuda_ipc.active import Active, ActiveJobs
 from kvx.transfer.backends.cuda_ipc.alarm import Alarm
+from kvx.transfer.backends.cuda_ipc.allowing import Allowing
 from kvx.transfer.backends.cuda_ipc.channel import CudaIpcChannel
 from kvx.transfer.backends.cuda_ipc.clerk import Clerk
 from kvx.transfer.backends.cuda_ipc.course import Course
@@ -22,7 +23,8 @@ from kvx.transfer.backends.cuda_ipc.door import Doors
 from kvx.transfer.backends.cuda_ipc.exports import Exports
 from kvx.transfer.backends.cuda_ipc.imports import Imports, Place
 from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-from kvx.transfer.backends.cuda_ipc.serving import Serving
+from kvx.transfer.backends.cuda_ipc.marks import Marks
+from kvx.transfer.backends.cuda_ipc.receiving import Receiving
 from kvx.transfer.backends.cuda_ipc.sources import Sources, Want
 from kvx.transfer.backends.cuda_ipc.staging import stage
 from kvx.transfer.codes import Code
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from kvx.transfer.backend import BackendHost, Memory, PeerCard
+    from kvx.transfer.backend import BackendHost, Memory, PeerCard, PeerSight
     from kvx.transfer.backends.cuda_ipc.exports import Export
     from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
     from kvx.transfer.backends.cuda_ipc.pull import PullPlan
@@ -74,7 +76,9 @@ class CudaIpcEndpoint:
         self._doors = Doors()
         self._imports = Imports()
         self._sources = Sources(self.desks, self._imports, self._doors, self.send)
-        self._serving = Serving(self)
+        self._marks = Marks()
+        self._allowing = Allowing(self, self._marks)
+        self._receiving = Receiving(self, self._marks)
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._memories: dict[int, Memory] = {}
@@ -175,7 +179,7 @@ class CudaIpcEndpoint:
 
     def hold_back(self, lease: LeaseRef, mark: _core.StreamMark) -> None:
         """Let nobody copy under a lease of ours before a mark was reached."""
-        self._serving.hold_back(lease.id, mark)
+        self._marks.hold_back(lease.id, mark)
 
     def stage(
         self, memory: Memory, rows: npt.NDArray[np.int64], mark: _core.StreamMark | None,
@@ -214,7 +218,6 @@ class CudaIpcEndpoint:
         was_allowed: Callable[[], None] = lambda: None, note: bytes = b"",
     ) -> None:  # fmt: skip
         """Copy out of a region of a peer; the job is told of all that happens."""
-        self.jobs.enter(active)
         is_to_device = plan.target.kind is MemoryKind.DEVICE
         ordinal = plan.target.device_ordinal if is_to_device else -1
         place = Place(active.peer, active.life, region, ordinal)
@@ -224,7 +227,17 @@ class CudaIpcEndpoint:
         )  # fmt: skip
         if note:
             self._say_when_done(active, note)
+        # Only now: from here on its deadline may end it.
+        self.jobs.enter(active)
         course.begin()
+
+    def sight_of(self, peer: str) -> PeerSight:
+        """Return what can be seen of a peer."""
+        return self.host.sight(peer)
+
+    def pull_for(self, active: Active, plan: PullPlan, region: int) -> None:
+        """Do a write of a peer."""
+        self.pull(active, plan, region=region, must_ask=False)
 
     def number_write(self, write: Outgoing) -> int:
         """Return a number by which a receiver answers a write."""
@@ -319,18 +332,18 @@ class CudaIpcEndpoint:
     def _take(self, peer: str, word: messages.Message) -> None:
         match word:
             case messages.Open():
-                self._serving.open(peer, word)
+                self._allowing.open(peer, word)
             case messages.Opened():
                 self._sources.answered(peer, word)
             case messages.Write():
-                self._serving.write(peer, word)
+                self._receiving.write(peer, word)
             case messages.Done():
                 with self._lock:
                     write = self._writes.get(word.number)
                 if write is not None:
                     write.answered(word)
             case messages.Cancel():
-                self._serving.cancel(peer, word.number)
+                self._receiving.cancel(peer, word.number)
             case messages.Note():
                 self.host.deliver(peer, word.payload)
             case messages.Forget():
