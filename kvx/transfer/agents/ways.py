@@ -24,7 +24,7 @@ from kvx.transfer.backend import (
     Selective,
     kinds_of,
 )
-from kvx.transfer.backends import cuda_ipc, local, shm, tcp
+from kvx.transfer.backends import cuda_ipc, cuda_staged, local, shm, tcp
 from kvx.transfer.route import Candidate, Explanation, choose
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ _UNKNOWN_RANK = 1000
 def load_backends() -> tuple[list[Backend], dict[str, str]]:
     """Return the backends there are, and why others that are installed could not be loaded."""
     found: list[Backend] = [
-        local.backend(), cuda_ipc.backend(), shm.backend(), tcp.backend(),
+        local.backend(), cuda_ipc.backend(), shm.backend(), cuda_staged.backend(),
+        tcp.backend(),
     ]  # fmt: skip
     failures = {}
     for entry in entry_points(group=ENTRY_POINTS):

@@ -27,6 +27,7 @@ from kvx.transfer.backends.cuda_ipc.marks import Marks
 from kvx.transfer.backends.cuda_ipc.receiving import Receiving
 from kvx.transfer.backends.cuda_ipc.sources import Sources, Want
 from kvx.transfer.backends.cuda_ipc.staging import stage
+from kvx.transfer.backends.cuda_ipc.writes import Writes
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from kvx.transfer.backend import BackendHost, Memory, PeerCard, PeerSight
     from kvx.transfer.backends.cuda_ipc.exports import Export
-    from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
     from kvx.transfer.backends.cuda_ipc.pull import PullPlan
     from kvx.transfer.core import LeaseRef
     from kvx.transfer.memory import MemoryRegion
@@ -48,7 +48,6 @@ _log = logging.getLogger(__name__)
 _FORGET_EVERY_S = 0.2
 # Between two looks at whether peers have closed their doors, when there is nobody to say so.
 _DOOR_PAUSE_S = 0.01
-_CANCEL_GRACE_S = 0.1
 # What was still in use when its agent was closed: it must outlive what the devices do.
 _ABANDONED: list[object] = []
 
@@ -62,6 +61,7 @@ class CudaIpcEndpoint:
         exports: Memory of ours that peers may map.
         clerk: Does what takes a while, and takes messages in order.
         jobs: What is under way.
+        writes: Of that, what receivers do.
     """
 
     def __init__(self, host: BackendHost) -> None:
@@ -82,7 +82,10 @@ class CudaIpcEndpoint:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._memories: dict[int, Memory] = {}
-        self._writes: dict[int, Outgoing] = {}
+        self.writes = Writes(
+            host, self.jobs, self._alarm, numbers=self._numbers, send=self.send,
+            try_send=self.try_send,
+        )  # fmt: skip
         self._reach: dict[tuple[int, str], str] = {}
         host.on_message(self._received)
         host.on_lost(self._lost)
@@ -144,11 +147,7 @@ class CudaIpcEndpoint:
         """Return the way to a peer."""
         assert peer.card is not None, "it was assessed"
         channel = CudaIpcChannel(self, peer, messages.decode_card(peer.card))
-        for one in self.jobs.all():
-            # What it could not be told while it was not connected.
-            is_left = one.is_with(peer.name, peer.incarnation) and one.job.is_terminal()
-            if is_left and one.write is not None:
-                one.write.ask_to_end()
+        self.writes.ask_again(peer.name, peer.incarnation)
         return channel
 
     def close(self, timeout_s: float) -> None:
@@ -235,26 +234,9 @@ class CudaIpcEndpoint:
         """Return what can be seen of a peer."""
         return self.host.sight(peer)
 
-    def pull_for(self, active: Active, plan: PullPlan, region: int) -> None:
+    def pull_for(self, active: Active, plan: PullPlan, region: int, first: int) -> None:  # noqa: ARG002 - rows tell
         """Do a write of a peer."""
         self.pull(active, plan, region=region, must_ask=False)
-
-    def number_write(self, write: Outgoing) -> int:
-        """Return a number by which a receiver answers a write."""
-        number = next(self._numbers)
-        with self._lock:
-            self._writes[number] = write
-        return number
-
-    def write_over(self, write: Outgoing) -> None:
-        """Take no answer to a write any more."""
-        with self._lock:
-            for number in [key for key, value in self._writes.items() if value is write]:
-                del self._writes[number]
-
-    def cancel_soon(self, job: DeviceJob) -> None:
-        """End a cancelled write that its receiver does not answer for."""
-        self._alarm.call_at(time.monotonic() + _CANCEL_GRACE_S, job.expire_cancelled)
 
     def send(self, peer: str, word: messages.Message) -> None:
         """Send to the endpoint of a peer; PeerLost when there is no connection."""
@@ -338,10 +320,7 @@ class CudaIpcEndpoint:
             case messages.Write():
                 self._receiving.write(peer, word)
             case messages.Done():
-                with self._lock:
-                    write = self._writes.get(word.number)
-                if write is not None:
-                    write.answered(word)
+                self.writes.answered(peer, word)
             case messages.Cancel():
                 self._receiving.cancel(peer, word.number)
             case messages.Note():

@@ -62,6 +62,8 @@ class Exports:
         except KvxError as error:
             with self._changed:
                 self._refused[memory.region] = str(error)
+                if len(self._refused) > REGIONS_MAX:
+                    del self._refused[next(iter(self._refused))]
             raise
         made = Export(memory, desk, *handle)
         with self._changed:

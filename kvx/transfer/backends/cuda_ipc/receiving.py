@@ -47,8 +47,8 @@ class Receiver(Protocol):
     def sight_of(self, peer: str) -> PeerSight | None:
         """Return what can be seen of a peer; None where that is not needed."""
 
-    def pull_for(self, active: Active, plan: PullPlan, region: int) -> None:
-        """Copy out of a region of a peer; the job is told of all that happens."""
+    def pull_for(self, active: Active, plan: PullPlan, region: int, first: int) -> None:
+        """Copy blocks of a lease of a peer, from `first` on; the job is told of all."""
 
     def try_send(self, peer: str, word: messages.Message) -> None:
         """Send to a peer that may have left."""
@@ -93,7 +93,7 @@ class Receiving:
         job.when_quiet = lambda: self._receiver.clerk.do(functools.partial(self._over, key))
         active = Active(job, plan.target, peer, word.life, is_ours=False)
         try:
-            self._receiver.pull_for(active, plan, word.source_region)
+            self._receiver.pull_for(active, plan, word.source_region, word.source_first)
         except KvxError as error:
             job.end(code_of(error), text_of(error))
             job.settle()
