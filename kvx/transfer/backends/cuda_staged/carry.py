@@ -19,6 +19,7 @@ from kvx.errors import KvxError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.staged import back_to_back, spans
 from kvx.transfer.backends.cuda_ipc.job import code_of
+from kvx.transfer.backends.cuda_ipc.turns import Turn
 from kvx.transfer.backends.cuda_staged.buffers import WINDOW_BYTES
 from kvx.transfer.codes import Code
 
@@ -86,10 +87,15 @@ class Carry:
         self._buffers = buffers
         self._lock = threading.Lock()
         self._under_way: deque[_Window] = deque()
+        self._may_begin = threading.Event()
         job.when_ended = self._give_up
 
     def run(self) -> None:
         """Carry all windows; returns when nothing moves any more."""
+        turn = Turn(self._plan.memory.region, self._plan.local, self._may_begin.set)
+        if not self._plan.is_write:
+            self._desk.do(lambda: self._desk.turns.take(turn))
+            self._may_begin.wait()
         for start, stop in spans(self._plan.local, WINDOW_BYTES):
             while len(self._under_way) >= _DEPTH:
                 self._finish_first()
@@ -98,6 +104,8 @@ class Carry:
             self._begin(start, stop)
         while self._under_way:
             self._finish_first()
+        if not self._plan.is_write:
+            self._desk.do(lambda: self._desk.turns.leave(turn))
         self._job.conclude()
         self._job.settle()
 
@@ -208,6 +216,7 @@ class Carry:
 
     def _give_up(self) -> None:
         """Ask everybody to leave out what they have not begun: the job has ended."""
+        self._may_begin.set()
         with self._lock:
             links = [one.link for one in self._under_way if one.link is not None]
             tickets = [one.ticket for one in self._under_way if one.ticket]
