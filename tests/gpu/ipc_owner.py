@@ -8,6 +8,7 @@ from typing import Any
 
 from kvx.errors import KvxError
 from kvx.transfer.agents.agent import Agent
+from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.memory import MemoryRegion
 from kvx.transfer.owner import Owner
 from kvx_ext import _core
@@ -82,10 +83,10 @@ class DeviceOwner(Owner):
         self.blocks = blocks  # type: ignore[assignment]
         self._registration = self.agent.register(blocks.memory)
 
-    def lease_after(self, ids: list[int], stream: int) -> bytes:
-        """Lease blocks to be read behind what is in a stream; returns the token."""
+    def lease_after(self, ids: list[int], stream: int, *, rights: int = int(Rights.READ)) -> bytes:
+        """Lease blocks to be used behind what is in a stream; returns the token."""
         blocks = self._registration.blocks(ids, self._block_bytes, after=stream)
-        lease = self._registration.lease(blocks)
+        lease = self._registration.lease(blocks, rights=Rights(rights))
         self._leases[lease.id] = lease
         return lease.token
 
@@ -109,12 +110,18 @@ class DeviceOwner(Owner):
         self._leases[lease.id] = lease
         return lease.token
 
-    def lease_staged(self, ids: list[int] | None, **terms: Any) -> bytes:
+    def lease_staged(
+        self, ids: list[int] | None, *, rights: int = int(Rights.READ), **terms: Any
+    ) -> bytes:
         """Lease a copy of blocks in host memory; returns the token."""
         blocks = None if ids is None else self._registration.blocks(ids, self._block_bytes)
-        lease = self._registration.lease(blocks, staged=True, **terms)
+        lease = self._registration.lease(blocks, staged=True, rights=Rights(rights), **terms)
         self._leases[lease.id] = lease
         return lease.token
+
+    def revoke_last(self) -> None:
+        """End the lease that was granted last."""
+        list(self._leases.values())[-1].revoke(5.0)
 
     def make_stream(self) -> int:
         """Make a stream."""

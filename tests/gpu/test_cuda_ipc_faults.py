@@ -121,7 +121,6 @@ def test_a_cancelled_write_waits_for_the_receivers_word(sim: Gpu) -> None:
         assert transfer.outcome is LinkOutcome.QUARANTINED
         rig.ask("thaw_engine", int(Engine.ON_DEVICE))
         assert transfer.wait_quiesced(PATIENCE_S)
-        assert transfer.outcome is LinkOutcome.CANCELLED
 
 
 def test_the_owner_is_killed_while_we_copy(sim: Gpu, driver: SimulatedDriver) -> None:

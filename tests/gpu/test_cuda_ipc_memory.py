@@ -77,9 +77,7 @@ def test_who_waits_for_a_stream_keeps_its_deadline(sim: Gpu) -> None:
         rig.ask("freeze_engine", int(Engine.ON_DEVICE))
         rig.ask("fill_in_stream", stream, 0x42)
         token = rig.ask("lease_after", [0], stream)
-        transfer = rig.agent.read(
-            rig.local([0]), rig.peer.blocks(lease=token), deadline_s=0.2
-        )
+        transfer = rig.agent.read(rig.local([0]), rig.peer.blocks(lease=token), deadline_s=0.2)
         with pytest.raises(TransferTimeout):
             transfer.wait()
         assert transfer.wait_quiesced(1.0), "nothing of it was with a device"
@@ -225,9 +223,8 @@ def test_without_a_driver_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         return ctypes.CDLL("libcuda-of-nobody.so.1")
 
     monkeypatch.setattr(cuda_ipc, "_loaded", no_driver)
-    with Agent("alone") as agent:
-        with pytest.raises(UsageError, match="there is no CUDA driver"):
-            agent.register(Memory(1 << 40, 4096))
+    with Agent("alone") as agent, pytest.raises(UsageError, match="there is no CUDA driver"):
+        agent.register(Memory(1 << 40, 4096))
 
 
 def test_overlaps_are_found() -> None:
