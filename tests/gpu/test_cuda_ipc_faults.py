@@ -250,7 +250,7 @@ def test_a_restarted_owner_is_another_one(sim: Gpu) -> None:
         with pytest.raises(PeerLost):
             rig.agent.read(rig.local(), remote, deadline_s=1.0).wait()
         eventually(lambda: mapped(rig) == 0, "memory of a former life is still mapped")
-        with OwnerProcess(make=DeviceOwner, key=KEY) as again:
+        with OwnerProcess(kind=DeviceOwner, key=KEY) as again:
             again.ask("fill", 6)
             peer = rig.agent.connect(again.ask("card"))
             with pytest.raises(StaleReference):
