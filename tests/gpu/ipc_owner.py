@@ -73,7 +73,7 @@ class DeviceOwner(Owner):
             size = num_blocks * block_bytes
             region = MemoryRegion(size, is_shared=True)
             self.blocks = region.array()[:size].reshape(num_blocks, block_bytes)
-            self._registration = self.agent.register(region)
+            self.registration = self.agent.register(region)
             return
         blocks = DeviceBlocks(
             self.device, self._driver, num_blocks=num_blocks, block_bytes=block_bytes,
@@ -81,19 +81,19 @@ class DeviceOwner(Owner):
         )  # fmt: skip
         self._made.callback(blocks.close)
         self.blocks = blocks  # type: ignore[assignment]
-        self._registration = self.agent.register(blocks.memory)
+        self.registration = self.agent.register(blocks.memory)
 
     def lease_after(self, ids: list[int], stream: int, *, rights: int = int(Rights.READ)) -> bytes:
         """Lease blocks to be used behind what is in a stream; returns the token."""
-        blocks = self._registration.blocks(ids, self._block_bytes, after=stream)
-        lease = self._registration.lease(blocks, rights=Rights(rights))
+        blocks = self.registration.blocks(ids, self._block_bytes, after=stream)
+        lease = self.registration.lease(blocks, rights=Rights(rights))
         self._leases[lease.id] = lease
         return lease.token
 
     def begin(self, peer: str, token: bytes, *, is_write: bool = False, deadline_s: float) -> None:
         """Begin to read or write as many blocks as a lease has, the first ones here."""
         remote = self.agent.peers[peer].blocks(lease=token)
-        local = self._registration.blocks(list(range(len(remote))), self._block_bytes)
+        local = self.registration.blocks(list(range(len(remote))), self._block_bytes)
         call = self.agent.write if is_write else self.agent.read
         self._transfer = call(local, remote, deadline_s=deadline_s)
 
@@ -114,8 +114,8 @@ class DeviceOwner(Owner):
         self, ids: list[int] | None, *, rights: int = int(Rights.READ), **terms: Any
     ) -> bytes:
         """Lease a copy of blocks in host memory; returns the token."""
-        blocks = None if ids is None else self._registration.blocks(ids, self._block_bytes)
-        lease = self._registration.lease(blocks, staged=True, rights=Rights(rights), **terms)
+        blocks = None if ids is None else self.registration.blocks(ids, self._block_bytes)
+        lease = self.registration.lease(blocks, staged=True, rights=Rights(rights), **terms)
         self._leases[lease.id] = lease
         return lease.token
 
@@ -136,7 +136,7 @@ class DeviceOwner(Owner):
 
     def deregister(self, timeout_s: float) -> None:
         """Close the registration."""
-        self._registration.close(timeout_s)
+        self.registration.close(timeout_s)
 
     def steer(self, setting: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of the simulated driver."""
