@@ -16,6 +16,8 @@ from tests.gpu.device_blocks import DeviceBlocks
 from tests.gpu.rig import REAL_LIBRARY
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
+NOT_SUPPORTED = 801
+
 
 class Part:
     """A part of device memory, as any library would hand it over."""
@@ -45,6 +47,7 @@ class DeviceOwner(Owner):
         is_real: bool = False,
         devices: int = 1,
         ordinal: int = 0,
+        fails: str = "",
     ) -> None:
         """Open a device and an agent.
 
@@ -59,6 +62,7 @@ class DeviceOwner(Owner):
             is_real: Whether the device is one.
             devices: How many the simulated driver has.
             ordinal: Which of them.
+            fails: Entry point that fails when the blocks are registered.
         """
         self._driver = None if is_real else SimulatedDriver()
         if self._driver is not None:
@@ -81,6 +85,8 @@ class DeviceOwner(Owner):
         )  # fmt: skip
         self._made.callback(blocks.close)
         self.blocks = blocks  # type: ignore[assignment]
+        if self._driver is not None and fails:
+            self._driver.inject(fails, NOT_SUPPORTED)
         self.registration = self.agent.register(blocks.memory)
 
     def lease_after(self, ids: list[int], stream: int, *, rights: int = int(Rights.READ)) -> bytes:

@@ -93,13 +93,15 @@ class Storm:
             for block in theirs if kind == "write" else ours:
                 last[kind == "host", int(block)] = place
         for place, one in enumerate(self.under_way):
-            self.check(place, *one, last)
+            self.check(place, one, last)
         self.under_way.clear()
 
     def check(
-        self, place: int, transfer: Any, kind: str, ours: np.ndarray, theirs: np.ndarray,
+        self, place: int, begun: tuple[Any, str, np.ndarray, np.ndarray],
         last: dict[tuple[bool, int], int],
     ) -> None:  # fmt: skip
+        """Hold the blocks that arrived against what they should be, where they still are."""
+        transfer, kind, ours, theirs = begun
         codes = transfer.result.codes
         for mine, its, code in zip(ours.tolist(), theirs.tolist(), codes, strict=True):
             key = (kind == "host", its if kind == "write" else mine)
@@ -121,7 +123,6 @@ class Storm:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_storm(sim: Gpu, simulated_driver: SimulatedDriver, seed: int) -> None:
-    print("seed", seed)
     rng = np.random.default_rng(seed)
     simulated_driver.set_shuffle_seed(seed)
     with open_ipc(sim) as rig:
@@ -133,8 +134,8 @@ def test_a_storm(sim: Gpu, simulated_driver: SimulatedDriver, seed: int) -> None
         for _ in range(ROUNDS):
             storm.step()
         storm.finish()
-        print(storm.ends)
-        assert min(storm.ends.get(kind, 0) for kind in ("host", "device", "write")) > 0
+        # The seed is in the test's name.
+        assert min(storm.ends.get(kind, 0) for kind in ("host", "device", "write")) > 0, storm.ends
         assert not rig.agent.quarantine
         storm.registration.close()
         rig.ask("deregister", PATIENCE_S)

@@ -204,8 +204,9 @@ def test_writes_wait_for_the_stream_of_their_target(sim: Gpu) -> None:
 
 def test_it_says_which_way_out_there_is(gpu: Gpu) -> None:
     with open_ipc(gpu, here="host", **FAR) as rig:
+        remote = rig.peer.blocks(lease=rig.lease())
         with pytest.raises(UnavailableError, match="staged=True"):
-            rig.agent.read(rig.local(), rig.peer.blocks(lease=rig.lease()))
+            rig.agent.read(rig.local(), remote)
     with open_ipc(gpu, **FAR) as rig:
         with pytest.raises(UnavailableError, match="staged=True"):
             rig.agent.write(rig.local(), rig.peer.blocks(lease=rig.lease(rights=WRITE)))
