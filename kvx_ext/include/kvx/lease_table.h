@@ -112,6 +112,8 @@ class LeaseTable {
   int64_t in_use() const;  // uses
   int64_t bytes() const;   // leased
   int fd() const { return fd_; }
+  // No peer is shown the page any more.
+  void close_fd();
 
  private:
   friend class LeaseUse;

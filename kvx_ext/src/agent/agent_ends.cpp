@@ -299,6 +299,7 @@ AgentCloseReport AgentCore::close(double timeout_s) {
     connections_.clear();
     peers_.clear();
   }
+  leases_->close_fd();
   events_.close();
   return report;
 }

@@ -114,7 +114,12 @@ LeaseTable::~LeaseTable() {
     for (const auto& [id, entry] : leases_) end(*entry);
     munmap(words_, kLeasePageBytes);
   }
+  close_fd();
+}
+
+void LeaseTable::close_fd() {
   if (fd_ >= 0) close(fd_);
+  fd_ = -1;
 }
 
 Status LeaseTable::grant(RegionHold region, LeaseTerms terms, LeaseRef* ref) {

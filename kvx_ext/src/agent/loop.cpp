@@ -50,6 +50,9 @@ void Loop::stop() {
   std::lock_guard lock(mutex_);
   watched.swap(watched_);
   timers.swap(timers_);
+  // Whoever still holds a closed agent holds no descriptors.
+  epoll_.reset();
+  waker_.reset();
 }
 
 Status Loop::watch(uint64_t id, int fd, uint32_t events, std::shared_ptr<Watched> watched) {
@@ -63,6 +66,7 @@ Status Loop::watch(uint64_t id, int fd, uint32_t events, std::shared_ptr<Watched
 }
 
 void Loop::change(uint64_t id, int fd, uint32_t events) {
+  std::lock_guard lock(mutex_);
   epoll_event event{.events = events, .data = {.u64 = id}};
   // Fails only for what was forgotten meanwhile.
   (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
@@ -89,6 +93,7 @@ void Loop::call_at(TimePoint at, std::function<void()> action) {
 }
 
 void Loop::wake() {
+  std::lock_guard lock(mutex_);
   const uint64_t one = 1;
   // Full means that it is readable, which is all we want.
   (void)!write(waker_.get(), &one, sizeof(one));

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_CLOSE_S = 1.0
+
 
 class Alarm:
     """A thread that sleeps until the next call is due. Thread-safe."""
@@ -25,7 +27,7 @@ class Alarm:
         self._changed = threading.Condition()
         self._calls: list[tuple[float, int, weakref.WeakMethod[Callable[[], object]]]] = []
         self._order = itertools.count()
-        self._is_running = False
+        self._thread: threading.Thread | None = None
         self._is_closed = False
 
     def call_at(self, when: float, method: Callable[[], object]) -> None:
@@ -35,18 +37,21 @@ class Alarm:
                 return
             entry = (when, next(self._order), weakref.WeakMethod(method))
             heapq.heappush(self._calls, entry)
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
             elif self._calls[0] is entry:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Call nobody any more."""
+        """Call nobody any more; waits a moment for a call that is under way."""
         with self._changed:
             self._is_closed = True
             self._calls.clear()
             self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_CLOSE_S)
 
     def _run(self) -> None:
         while (due := self._next()) is not None:
