@@ -138,6 +138,7 @@ class BackendHost:
         deliver: Hands a note of a peer, by name, to this agent as a notification.
         on_lost: Sets who is called with (peer name, incarnation, whether that life has ended) when
             a peer cannot be reached any more, and again once it is known to be dead.
+        number_of: Returns what the core calls a peer, by name; PeerLost when it was never met.
         sight: Returns what can be seen of a peer, by name, on this host; UnavailableError when it
             is not connected over a unix socket, PeerLost without any connection.
         verifies_device: Whether blocks that were copied between devices are read back and
@@ -156,6 +157,7 @@ class BackendHost:
     use_lease: Callable[[str, LeaseRef, int], LeaseUse]
     deliver: Callable[[str, bytes], None]
     on_lost: Callable[[Callable[[str, int, bool], None]], None]
+    number_of: Callable[[str], int]
     sight: Callable[[str], PeerSight]
     verifies_device: bool
     peer_objection: Callable[[int, int], str]

@@ -269,6 +269,15 @@ def test_a_lost_part_makes_the_snapshot_useless() -> None:
     assert not replica.take_delta(Delta(7, 4, 4, []))
 
 
+def test_parts_of_two_snapshots_do_not_make_one() -> None:
+    replica = Replica(2000)
+    packed = keys_of(1, 2).tobytes()
+    for log, sequence in ((7, 4), (8, 3)):
+        assert replica.take_part(SnapshotPart(7, 3, 0, False, int(DRAM), packed))
+        assert not replica.take_part(SnapshotPart(log, sequence, 1, True, int(NVME), packed))
+        assert len(replica) == 0
+
+
 def test_a_set_of_keys_is_bounded_and_keeps_the_newest() -> None:
     keys = KeySet(2048)
     for start in range(0, 10_000, 500):

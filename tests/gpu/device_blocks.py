@@ -36,9 +36,9 @@ class DeviceBlocks:
     def __getitem__(self, key: Any) -> Any:
         return self.array()[key]
 
-    def __setitem__(self, key: Any, value: object) -> None:
+    def __setitem__(self, key: Any, value: Any) -> None:
         content = np.zeros(self.shape, np.uint8) if key == slice(None) else self.array()
-        content[key] = value
+        content[key] = np.asarray(value)
         self._access.write(self.memory.address, content.tobytes())
 
     def __eq__(self, other: object) -> Any:

@@ -8,12 +8,15 @@ from typing import Any
 
 from kvx.errors import KvxError
 from kvx.transfer.agents.agent import Agent
+from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.memory import MemoryRegion
 from kvx.transfer.owner import Owner
 from kvx_ext import _core
 from tests.gpu.device_blocks import DeviceBlocks
 from tests.gpu.rig import REAL_LIBRARY
 from tests.sim.cuda_driver import Engine, SimulatedDriver
+
+NOT_SUPPORTED = 801
 
 
 class Part:
@@ -44,6 +47,7 @@ class DeviceOwner(Owner):
         is_real: bool = False,
         devices: int = 1,
         ordinal: int = 0,
+        fails: str = "",
     ) -> None:
         """Open a device and an agent.
 
@@ -58,6 +62,7 @@ class DeviceOwner(Owner):
             is_real: Whether the device is one.
             devices: How many the simulated driver has.
             ordinal: Which of them.
+            fails: Entry point that fails when the blocks are registered.
         """
         self._driver = None if is_real else SimulatedDriver()
         if self._driver is not None:
@@ -72,7 +77,7 @@ class DeviceOwner(Owner):
             size = num_blocks * block_bytes
             region = MemoryRegion(size, is_shared=True)
             self.blocks = region.array()[:size].reshape(num_blocks, block_bytes)
-            self._registration = self.agent.register(region)
+            self.registration = self.agent.register(region)
             return
         blocks = DeviceBlocks(
             self.device, self._driver, num_blocks=num_blocks, block_bytes=block_bytes,
@@ -80,19 +85,21 @@ class DeviceOwner(Owner):
         )  # fmt: skip
         self._made.callback(blocks.close)
         self.blocks = blocks  # type: ignore[assignment]
-        self._registration = self.agent.register(blocks.memory)
+        if self._driver is not None and fails:
+            self._driver.inject(fails, NOT_SUPPORTED)
+        self.registration = self.agent.register(blocks.memory)
 
-    def lease_after(self, ids: list[int], stream: int) -> bytes:
-        """Lease blocks to be read behind what is in a stream; returns the token."""
-        blocks = self._registration.blocks(ids, self._block_bytes, after=stream)
-        lease = self._registration.lease(blocks)
+    def lease_after(self, ids: list[int], stream: int, *, rights: int = int(Rights.READ)) -> bytes:
+        """Lease blocks to be used behind what is in a stream; returns the token."""
+        blocks = self.registration.blocks(ids, self._block_bytes, after=stream)
+        lease = self.registration.lease(blocks, rights=Rights(rights))
         self._leases[lease.id] = lease
         return lease.token
 
     def begin(self, peer: str, token: bytes, *, is_write: bool = False, deadline_s: float) -> None:
         """Begin to read or write as many blocks as a lease has, the first ones here."""
         remote = self.agent.peers[peer].blocks(lease=token)
-        local = self._registration.blocks(list(range(len(remote))), self._block_bytes)
+        local = self.registration.blocks(list(range(len(remote))), self._block_bytes)
         call = self.agent.write if is_write else self.agent.read
         self._transfer = call(local, remote, deadline_s=deadline_s)
 
@@ -109,12 +116,18 @@ class DeviceOwner(Owner):
         self._leases[lease.id] = lease
         return lease.token
 
-    def lease_staged(self, ids: list[int] | None, **terms: Any) -> bytes:
+    def lease_staged(
+        self, ids: list[int] | None, *, rights: int = int(Rights.READ), **terms: Any
+    ) -> bytes:
         """Lease a copy of blocks in host memory; returns the token."""
-        blocks = None if ids is None else self._registration.blocks(ids, self._block_bytes)
-        lease = self._registration.lease(blocks, staged=True, **terms)
+        blocks = None if ids is None else self.registration.blocks(ids, self._block_bytes)
+        lease = self.registration.lease(blocks, staged=True, rights=Rights(rights), **terms)
         self._leases[lease.id] = lease
         return lease.token
+
+    def revoke_last(self) -> None:
+        """End the lease that was granted last."""
+        list(self._leases.values())[-1].revoke(5.0)
 
     def make_stream(self) -> int:
         """Make a stream."""
@@ -129,7 +142,7 @@ class DeviceOwner(Owner):
 
     def deregister(self, timeout_s: float) -> None:
         """Close the registration."""
-        self._registration.close(timeout_s)
+        self.registration.close(timeout_s)
 
     def steer(self, setting: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of the simulated driver."""

@@ -49,7 +49,7 @@ def open_ipc(
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(
             OwnerProcess(
-                make=DeviceOwner, key=KEY, config=terms, num_blocks=num_blocks,
+                kind=DeviceOwner, key=KEY, config=terms, num_blocks=num_blocks,
                 block_bytes=block_bytes, where=there, is_real=gpu.is_real, listen=listen, **owner,
             )
         )  # fmt: skip

@@ -166,9 +166,7 @@ def test_host_memory_takes_other_ways(gpu: Gpu) -> None:
         transfer = rig.agent.read(rig.local(), rig.peer.blocks(lease=rig.lease()))
         assert transfer.wait().backend == "shm"
         with pytest.raises(UnavailableError, match="both sides are host memory"):
-            rig.agent.read(
-                rig.local(), rig.peer.blocks(lease=rig.lease()), backend="cuda-ipc"
-            )
+            rig.agent.read(rig.local(), rig.peer.blocks(lease=rig.lease()), backend="cuda-ipc")
 
 
 def test_codes_tell_which_blocks_arrived(gpu: Gpu) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from kvx.errors import TransferTimeout, UnavailableError, UsageError
 from kvx.transfer.agents.agent import Agent
+from kvx.transfer.backends import cuda_ipc
 from kvx.transfer.conformance import WRITE, Rig
 from kvx.transfer.handle import TransferState
 from kvx.transfer.memory import MemoryRegion
@@ -40,7 +41,7 @@ def driver(simulated_driver: SimulatedDriver) -> Iterator[SimulatedDriver]:
 
 @pytest.fixture
 def agent(sim: Gpu) -> Iterator[Agent]:  # noqa: ARG001 - closed before the device is
-    with Agent("alone") as opened:
+    with Agent("alone", config={"backends": ["cuda-ipc"]}) as opened:
         yield opened
 
 
@@ -77,9 +78,7 @@ def test_who_waits_for_a_stream_keeps_its_deadline(sim: Gpu) -> None:
         rig.ask("freeze_engine", int(Engine.ON_DEVICE))
         rig.ask("fill_in_stream", stream, 0x42)
         token = rig.ask("lease_after", [0], stream)
-        transfer = rig.agent.read(
-            rig.local([0]), rig.peer.blocks(lease=token), deadline_s=0.2
-        )
+        transfer = rig.agent.read(rig.local([0]), rig.peer.blocks(lease=token), deadline_s=0.2)
         with pytest.raises(TransferTimeout):
             transfer.wait()
         assert transfer.wait_quiesced(1.0), "nothing of it was with a device"
@@ -130,9 +129,10 @@ def test_streams_are_for_device_memory(agent: Agent) -> None:
 
 
 def test_the_default_stream_is_refused(sim: Gpu, agent: Agent) -> None:
-    with agent.register(sim.memory(4096)) as registration:
-        with pytest.raises(UsageError, match="legacy default stream"):
-            registration.blocks([0], 4096, after=1)
+    registration = agent.register(sim.memory(4096))
+    with pytest.raises(UsageError, match="legacy default stream"):
+        registration.blocks([0], 4096, after=1)
+    registration.close()
 
 
 def test_from_one_device_to_another(sim: Gpu, driver: SimulatedDriver) -> None:
@@ -148,7 +148,7 @@ def test_devices_that_do_not_reach_each_other(sim: Gpu, driver: SimulatedDriver)
     with open_ipc(sim, devices=2, ordinal=1) as rig:
         remote = rig.peer.blocks(lease=rig.lease())
         with pytest.raises(
-            UnavailableError, match="device 0 cannot reach the memory of device 1.*host memory"
+            UnavailableError, match=r"device 0 cannot reach the memory of device 1.*host memory"
         ):
             rig.agent.read(rig.local(), remote)
 
@@ -156,12 +156,12 @@ def test_devices_that_do_not_reach_each_other(sim: Gpu, driver: SimulatedDriver)
 def test_a_device_that_is_not_visible_here(sim: Gpu) -> None:
     with open_ipc(sim, here="host", devices=2, ordinal=1) as rig:
         transfer = rig.agent.read(rig.local(), rig.peer.blocks(lease=rig.lease()))
-        with pytest.raises(UnavailableError, match="not visible.*CUDA_VISIBLE_DEVICES"):
+        with pytest.raises(UnavailableError, match=r"not visible.*CUDA_VISIBLE_DEVICES"):
             transfer.wait()
 
 
 @pytest.fixture
-def calls(sim: Gpu, simulated_driver: SimulatedDriver) -> DriverCalls:
+def calls(sim: Gpu, simulated_driver: SimulatedDriver) -> DriverCalls:  # noqa: ARG001 - first
     return DriverCalls(simulated_driver)
 
 
@@ -205,9 +205,21 @@ def test_memory_of_a_pool_cannot_be_shared(
     address = mapped_range(calls, 1, handle_types=1)
     # The simulation has no pools; this is what a driver says of their memory.
     driver.inject("cuMemRetainAllocationHandle", INVALID_VALUE)
-    with pytest.raises(UsageError, match="stream-ordered pool.*staged=True"):
+    with pytest.raises(UsageError, match=r"stream-ordered pool.*staged=True"):
         agent.register(Memory(address, GRANULARITY))
     free_range(calls, address, 1)
+
+
+def test_it_says_why_memory_of_a_peer_is_not_to_be_had(sim: Gpu) -> None:
+    with open_ipc(sim, here="host", fails="cuIpcGetMemHandle") as rig:
+        token = rig.lease()
+        transfer = rig.agent.read(rig.local(), rig.peer.blocks(lease=token))
+        with pytest.raises(UnavailableError, match="cuIpcGetMemHandle"):
+            transfer.wait()
+        # Host memory is the way out.
+        staged = rig.peer.blocks(lease=rig.ask("lease_staged", [4]))
+        rig.agent.read(rig.local([0]), staged).wait()
+        assert (rig.blocks[0] == pattern(1, NUM_BLOCKS, BLOCK_BYTES)[4]).all()
 
 
 def test_a_part_of_what_others_mapped_is_shared(calls: DriverCalls, sim: Gpu) -> None:
@@ -219,15 +231,12 @@ def test_a_part_of_what_others_mapped_is_shared(calls: DriverCalls, sim: Gpu) ->
 
 
 def test_without_a_driver_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvx.transfer.backends import cuda_ipc
-
     def no_driver() -> ctypes.CDLL:
         return ctypes.CDLL("libcuda-of-nobody.so.1")
 
     monkeypatch.setattr(cuda_ipc, "_loaded", no_driver)
-    with Agent("alone") as agent:
-        with pytest.raises(UsageError, match="there is no CUDA driver"):
-            agent.register(Memory(1 << 40, 4096))
+    with Agent("alone") as agent, pytest.raises(UsageError, match="there is no CUDA driver"):
+        agent.register(Memory(1 << 40, 4096))
 
 
 def test_overlaps_are_found() -> None:

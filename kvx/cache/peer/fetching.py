@@ -155,6 +155,10 @@ class PeerFetches:
         rows = rows[granted]
         if not len(rows):
             return
+        if self._operation.is_over:
+            self._tier.release(ask, 0)
+            self._unload(source, len(rows))
+            return
         try:
             lease = source.peer.lease(grant.token)
             checksums = check_lease(lease, self._operation.keys[rows], self._block_bytes)
@@ -186,9 +190,6 @@ class PeerFetches:
             expiries_s = np.where(ttls_s > 0, now_s + ttls_s, 0)
         found = self._operation.reserve(rows, expiries_s)
         has_slot = found.slots >= 0
-        if self._operation.is_over:
-            self._operation.pool.index.abort(found.slots[has_slot], found.generations[has_slot])
-            has_slot[:] = False
         left = rows[~has_slot]
         if len(left):
             self._not_before = time.monotonic() + _ROOM_S

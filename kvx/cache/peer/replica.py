@@ -70,7 +70,8 @@ class Replica:
         self._keys_max = keys_max
         self._tiers = {tier: KeySet(keys_max) for tier in TIERS}
         self._loading: dict[TierKind, KeySet] | None = None
-        self._next_part = 0
+        # Log, sequence and number of the part that comes next.
+        self._expected = (0, 0, 0)
         self.log = 0
         self.sequence = 0
 
@@ -90,11 +91,12 @@ class Replica:
     def take_part(self, part: SnapshotPart) -> bool:
         """Take a part of a snapshot; False when one is missing, so that it is of no use."""
         if part.number == 0:
-            self._loading, self._next_part = {tier: KeySet(self._keys_max) for tier in TIERS}, 0
-        if self._loading is None or part.number != self._next_part:
+            self._loading = {tier: KeySet(self._keys_max) for tier in TIERS}
+            self._expected = (part.log, part.sequence, 0)
+        if self._loading is None or (part.log, part.sequence, part.number) != self._expected:
             self._loading = None
             return False
-        self._next_part += 1
+        self._expected = (part.log, part.sequence, part.number + 1)
         tier = self._loading.get(TierKind(part.tier)) if part.tier in TIERS else None
         if tier is not None:
             tier.add(as_keys(part.keys))

@@ -277,6 +277,7 @@ def _join_up(parts: AgentParts) -> None:
             use_lease=use_lease,
             deliver=lambda peer, note: parts.notes.put(Notification(peer, note)),
             on_lost=mourning.takers.append,
+            number_of=parts.number_of,
             sight=lambda peer: parts.core.sight(parts.number_of(peer)),
             verifies_device=parts.config.verify_device,
             peer_objection=parts.conversation.objection,

@@ -194,7 +194,8 @@ class Registration:
         )
         self._leases.add(ref[0])
         if blocks is not None and blocks.after is not None:
-            self._device_endpoint().hold_back(LeaseRef(*ref), blocks.after)
+            for endpoint in self._parts.ways.device_endpoints(self.memory):
+                endpoint.hold_back(LeaseRef(*ref), blocks.after)
         identity = self._parts.identity
         granted = RemoteLease(
             identity.name, identity.incarnation, LeaseRef(*ref), self.memory.region,
@@ -259,9 +260,7 @@ class Registration:
         return Descriptors(self, rows, self._device_endpoint().mark(self.memory, stream))
 
     def _device_endpoint(self) -> DeviceEndpoint:
-        endpoint = self._parts.ways.device_endpoint(self.memory)
-        assert endpoint is not None, "device memory is taken by no other endpoint"
-        return endpoint
+        return self._parts.ways.device_endpoints(self.memory)[0]
 
     def _lease_staged(
         self, rows: npt.NDArray[np.int64], after: _core.StreamMark | None, *, rights: Rights,

@@ -23,7 +23,7 @@ from kvx.transfer.backend import (
     Quarantining,
     kinds_of,
 )
-from kvx.transfer.backends import cuda_ipc, local, shm, tcp
+from kvx.transfer.backends import cuda_ipc, cuda_staged, local, shm, tcp
 from kvx.transfer.route import Candidate, Explanation, choose
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ _UNKNOWN_RANK = 1000
 def load_backends() -> tuple[list[Backend], dict[str, str]]:
     """Return the backends there are, and why others that are installed could not be loaded."""
     found: list[Backend] = [
-        local.backend(), cuda_ipc.backend(), shm.backend(), tcp.backend(),
+        local.backend(), cuda_ipc.backend(), shm.backend(), cuda_staged.backend(),
+        tcp.backend(),
     ]  # fmt: skip
     failures = {}
     for entry in entry_points(group=ENTRY_POINTS):
@@ -74,6 +75,7 @@ class Ways:
         self._changed = roster.changed
         self._endpoints: dict[str, Endpoint] = {}
         self._regions: dict[str, set[int]] = {}
+        self._refusals: dict[tuple[str, int], str] = {}
         self._orders: dict[int, tuple[str, ...]] = {}
         self.failures = dict(failures)
         unknown = {*self._allowed} - {*self._backends} - {*failures}
@@ -125,7 +127,7 @@ class Ways:
                 endpoint.register(memory)
                 self._regions[name].add(memory.region)
             except KvxError as error:
-                objections[name] = str(error)
+                objections[name] = self._refusals[name, memory.region] = str(error)
         if not any(memory.region in regions for regions in self._regions.values()):
             objections |= self.failures
             told = "; ".join(f"{name}: {why}" for name, why in objections.items())
@@ -144,14 +146,17 @@ class Ways:
             if not endpoint.unregister(memory, timeout_s):
                 return name
             self._regions[name].discard(memory.region)
+        for key in [key for key in self._refusals if key[1] == memory.region]:
+            del self._refusals[key]
         return ""
 
-    def device_endpoint(self, memory: Memory) -> DeviceEndpoint | None:
-        """Return an endpoint that has taken this memory and knows its device."""
-        for name, endpoint in self._endpoints.items():
-            if memory.region in self._regions[name] and isinstance(endpoint, DeviceEndpoint):
-                return endpoint
-        return None
+    def device_endpoints(self, memory: Memory) -> list[DeviceEndpoint]:
+        """Return the endpoints that have taken this memory and know its device."""
+        return [
+            endpoint
+            for name, endpoint in self._endpoints.items()
+            if memory.region in self._regions[name] and isinstance(endpoint, DeviceEndpoint)
+        ]
 
     def quarantine(self) -> list[tuple[int, str, bool, int, float]]:
         """Return what has ended in the endpoints and not quiesced; see `Quarantining`."""
@@ -242,7 +247,9 @@ class Ways:
 
     def _objection(self, name: str, plan: LinkPlan) -> str:
         if plan.memory.region not in self._regions[name]:
-            return f"it has not taken this {plan.memory.kind} memory"
+            return self._refusals.get(
+                (name, plan.memory.region), f"it has not taken this {plan.memory.kind} memory"
+            )
         return ""
 
     def _connected(self, record: PeerRecord, name: str, timeout_s: float) -> Channel:

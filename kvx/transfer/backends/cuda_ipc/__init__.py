@@ -32,7 +32,7 @@ class CudaIpcBackend:
 
         Devices are opened when memory of one is first met: until then a process may still fork.
         """
-        return _why_no_driver()
+        return why_no_driver()
 
     def open(self, host: BackendHost) -> CudaIpcEndpoint:
         """Return an agent's end of it."""
@@ -44,7 +44,8 @@ def backend() -> CudaIpcBackend:
     return CudaIpcBackend()
 
 
-def _why_no_driver() -> str:
+def why_no_driver() -> str:
+    """Return why there is no CUDA driver; empty when there is one. Touches no device."""
     try:
         _loaded()
     except OSError as error:

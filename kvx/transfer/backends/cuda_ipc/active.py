@@ -26,7 +26,8 @@ class Active:
         peer: Name of the other side.
         life: Its incarnation.
         is_ours: Whether this agent began it.
-        write: The write that it is the job of; None for what is copied here.
+        is_write: Whether the bytes go to the other side.
+        write: The write that the receiver does; None for what is done here.
     """
 
     job: DeviceJob
@@ -34,6 +35,7 @@ class Active:
     peer: str
     life: int
     is_ours: bool = True
+    is_write: bool = False
     write: Outgoing | None = None
 
     def is_with(self, peer: str, life: int) -> bool:
@@ -94,7 +96,7 @@ class ActiveJobs:
         now_ns = time.monotonic_ns()
         return [
             (
-                one.job.id, one.peer, one.write is not None, one.job.bytes,
+                one.job.id, one.peer, one.is_write, one.job.bytes,
                 (now_ns - one.job.ended_ns) / 1e9,
             )
             for one in self.all()

@@ -11,7 +11,6 @@ from kvx.buffers import MemoryKind
 from kvx.errors import UnavailableError, UsageError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.backends.cuda_ipc.active import Active
-from kvx.transfer.backends.cuda_ipc.messages import Note
 from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
 from kvx.transfer.backends.cuda_ipc.pull import PullPlan
 from kvx.transfer.codes import Code
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 # Leases that the owner has agreed to; one that was pushed out is asked for again.
 _AGREED_MAX = 4096
-# How much longer than its write a lease on our memory lasts: the receiver looks at it at the end.
-_LEND_S = 1.0
 
 
 class CudaIpcChannel:
@@ -38,7 +35,7 @@ class CudaIpcChannel:
         self.peer = peer.name
         self.life = peer.incarnation
         self._endpoint = endpoint
-        self._number = peer.number
+        self._card = peer
         self._devices = {region: card.devices[place] for region, place in card.regions}
         self._sight = endpoint.host.sight(peer.name)
         self._lock = threading.Lock()
@@ -96,32 +93,13 @@ class CudaIpcChannel:
         return job
 
     def _write(self, request: LinkRequest) -> DeviceJob:
-        plan, host = request.plan, self._endpoint.host
-        own = LeaseRef(
-            *host.core.grant(
-                plan.memory.region, plan.local, rights=1, peer=self._number,
-                ttl_s=request.deadline_s + _LEND_S, checksums=None, keys=None,
-            )
-        )  # fmt: skip
-        job = self._endpoint.new_job(descriptors.totals(plan.local), request.deadline_s)
-
-        def over(write: Outgoing) -> None:
-            self._endpoint.write_over(write)
-            host.core.revoke(own.id, 0.0)
-            if request.note and job.state() == "done":
-                self._endpoint.try_send(self.peer, Note(request.note))
-
-        write = Outgoing(
-            job, request, own, life=host.incarnation,
-            send=functools.partial(self._endpoint.send, self.peer), over=over,
-            was_cancelled=self._endpoint.cancel_soon,
-        )  # fmt: skip
-        self._endpoint.jobs.enter(Active(job, plan.memory, self.peer, self.life, write=write))
+        plan = request.plan
+        write = self._endpoint.writes.make(request, self._card)
         if plan.after is None:
-            write.begin(self._endpoint.number_write)
+            self._endpoint.writes.begin(write)
         else:
             self._begin_after(write, plan.after, plan.memory.device_ordinal)
-        return job
+        return write.job
 
     def _begin_after(self, write: Outgoing, mark: _core.StreamMark, ordinal: int) -> None:
         """Begin when the producer's stream has come so far: the receiver cannot wait for it."""
@@ -129,7 +107,7 @@ class CudaIpcChannel:
         def reached(code: Code) -> None:
             if code is not Code.OK:
                 write.job.end(code, f"device {ordinal} failed before the blocks were made")
-            write.begin(self._endpoint.number_write)
+            self._endpoint.writes.begin(write)
 
         desk = self._endpoint.desks.at(ordinal)
         desk.do(lambda: desk.when(mark, reached))

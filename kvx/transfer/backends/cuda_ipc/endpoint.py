@@ -14,6 +14,7 @@ from kvx.errors import KvxError, PeerLost, UsageError
 from kvx.transfer.backends.cuda_ipc import messages
 from kvx.transfer.backends.cuda_ipc.active import Active, ActiveJobs
 from kvx.transfer.backends.cuda_ipc.alarm import Alarm
+from kvx.transfer.backends.cuda_ipc.allowing import Allowing
 from kvx.transfer.backends.cuda_ipc.channel import CudaIpcChannel
 from kvx.transfer.backends.cuda_ipc.clerk import Clerk
 from kvx.transfer.backends.cuda_ipc.course import Course
@@ -22,9 +23,11 @@ from kvx.transfer.backends.cuda_ipc.door import Doors
 from kvx.transfer.backends.cuda_ipc.exports import Exports
 from kvx.transfer.backends.cuda_ipc.imports import Imports, Place
 from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-from kvx.transfer.backends.cuda_ipc.serving import Serving
+from kvx.transfer.backends.cuda_ipc.marks import Marks
+from kvx.transfer.backends.cuda_ipc.receiving import Receiving
 from kvx.transfer.backends.cuda_ipc.sources import Sources, Want
 from kvx.transfer.backends.cuda_ipc.staging import stage
+from kvx.transfer.backends.cuda_ipc.writes import Writes
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -33,9 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from kvx.transfer.backend import BackendHost, Memory, PeerCard
+    from kvx.transfer.backend import BackendHost, Memory, PeerCard, PeerSight
     from kvx.transfer.backends.cuda_ipc.exports import Export
-    from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
     from kvx.transfer.backends.cuda_ipc.pull import PullPlan
     from kvx.transfer.core import LeaseRef
     from kvx.transfer.memory import MemoryRegion
@@ -46,7 +48,6 @@ _log = logging.getLogger(__name__)
 _FORGET_EVERY_S = 0.2
 # Between two looks at whether peers have closed their doors, when there is nobody to say so.
 _DOOR_PAUSE_S = 0.01
-_CANCEL_GRACE_S = 0.1
 # What was still in use when its agent was closed: it must outlive what the devices do.
 _ABANDONED: list[object] = []
 
@@ -60,6 +61,7 @@ class CudaIpcEndpoint:
         exports: Memory of ours that peers may map.
         clerk: Does what takes a while, and takes messages in order.
         jobs: What is under way.
+        writes: Of that, what receivers do.
     """
 
     def __init__(self, host: BackendHost) -> None:
@@ -74,11 +76,16 @@ class CudaIpcEndpoint:
         self._doors = Doors()
         self._imports = Imports()
         self._sources = Sources(self.desks, self._imports, self._doors, self.send)
-        self._serving = Serving(self)
+        self._marks = Marks()
+        self._allowing = Allowing(self, self._marks)
+        self._receiving = Receiving(self, self._marks)
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._memories: dict[int, Memory] = {}
-        self._writes: dict[int, Outgoing] = {}
+        self.writes = Writes(
+            host, self.jobs, self._alarm, numbers=self._numbers, send=self.send,
+            try_send=self.try_send,
+        )  # fmt: skip
         self._reach: dict[tuple[int, str], str] = {}
         host.on_message(self._received)
         host.on_lost(self._lost)
@@ -140,11 +147,7 @@ class CudaIpcEndpoint:
         """Return the way to a peer."""
         assert peer.card is not None, "it was assessed"
         channel = CudaIpcChannel(self, peer, messages.decode_card(peer.card))
-        for one in self.jobs.all():
-            # What it could not be told while it was not connected.
-            is_left = one.is_with(peer.name, peer.incarnation) and one.job.is_terminal()
-            if is_left and one.write is not None:
-                one.write.ask_to_end()
+        self.writes.ask_again(peer.name, peer.incarnation)
         return channel
 
     def close(self, timeout_s: float) -> None:
@@ -175,7 +178,7 @@ class CudaIpcEndpoint:
 
     def hold_back(self, lease: LeaseRef, mark: _core.StreamMark) -> None:
         """Let nobody copy under a lease of ours before a mark was reached."""
-        self._serving.hold_back(lease.id, mark)
+        self._marks.hold_back(lease.id, mark)
 
     def stage(
         self, memory: Memory, rows: npt.NDArray[np.int64], mark: _core.StreamMark | None,
@@ -214,7 +217,6 @@ class CudaIpcEndpoint:
         was_allowed: Callable[[], None] = lambda: None, note: bytes = b"",
     ) -> None:  # fmt: skip
         """Copy out of a region of a peer; the job is told of all that happens."""
-        self.jobs.enter(active)
         is_to_device = plan.target.kind is MemoryKind.DEVICE
         ordinal = plan.target.device_ordinal if is_to_device else -1
         place = Place(active.peer, active.life, region, ordinal)
@@ -224,24 +226,17 @@ class CudaIpcEndpoint:
         )  # fmt: skip
         if note:
             self._say_when_done(active, note)
+        # Only now: from here on its deadline may end it.
+        self.jobs.enter(active)
         course.begin()
 
-    def number_write(self, write: Outgoing) -> int:
-        """Return a number by which a receiver answers a write."""
-        number = next(self._numbers)
-        with self._lock:
-            self._writes[number] = write
-        return number
+    def sight_of(self, peer: str) -> PeerSight:
+        """Return what can be seen of a peer."""
+        return self.host.sight(peer)
 
-    def write_over(self, write: Outgoing) -> None:
-        """Take no answer to a write any more."""
-        with self._lock:
-            for number in [key for key, value in self._writes.items() if value is write]:
-                del self._writes[number]
-
-    def cancel_soon(self, job: DeviceJob) -> None:
-        """End a cancelled write that its receiver does not answer for."""
-        self._alarm.call_at(time.monotonic() + _CANCEL_GRACE_S, job.expire_cancelled)
+    def pull_for(self, active: Active, plan: PullPlan, region: int, first: int) -> None:  # noqa: ARG002 - rows tell
+        """Do a write of a peer."""
+        self.pull(active, plan, region=region, must_ask=False)
 
     def send(self, peer: str, word: messages.Message) -> None:
         """Send to the endpoint of a peer; PeerLost when there is no connection."""
@@ -319,18 +314,15 @@ class CudaIpcEndpoint:
     def _take(self, peer: str, word: messages.Message) -> None:
         match word:
             case messages.Open():
-                self._serving.open(peer, word)
+                self._allowing.open(peer, word)
             case messages.Opened():
                 self._sources.answered(peer, word)
             case messages.Write():
-                self._serving.write(peer, word)
+                self._receiving.write(peer, word)
             case messages.Done():
-                with self._lock:
-                    write = self._writes.get(word.number)
-                if write is not None:
-                    write.answered(word)
+                self.writes.answered(peer, word)
             case messages.Cancel():
-                self._serving.cancel(peer, word.number)
+                self._receiving.cancel(peer, word.number)
             case messages.Note():
                 self.host.deliver(peer, word.payload)
             case messages.Forget():

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvx.errors import StaleReference
+from kvx.errors import KvxError, StaleReference, UnavailableError
 from kvx.transfer.backends.cuda_ipc.door import hand_over, is_there
 from kvx.transfer.backends.cuda_ipc.messages import DEVICES_MAX, REGIONS_MAX, VERSION, Card, Handle
 
@@ -48,6 +48,7 @@ class Exports:
         """Start empty."""
         self._changed = threading.Condition()
         self._exports: dict[int, Export] = {}
+        self._refused: dict[int, str] = {}
 
     def add(self, memory: Memory, desk: Desk) -> None:
         """Make memory known to the driver as something others may map.
@@ -56,7 +57,15 @@ class Exports:
             UnavailableError: Its allocator made it so that nobody else can.
             UsageError: It is no memory of this device.
         """
-        made = Export(memory, desk, *desk.device.share_at(memory.address, memory.size_bytes))
+        try:
+            handle = desk.device.share_at(memory.address, memory.size_bytes)
+        except KvxError as error:
+            with self._changed:
+                self._refused[memory.region] = str(error)
+                if len(self._refused) > REGIONS_MAX:
+                    del self._refused[next(iter(self._refused))]
+            raise
+        made = Export(memory, desk, *handle)
         with self._changed:
             self._exports[memory.region] = made
 
@@ -74,6 +83,8 @@ class Exports:
         """
         with self._changed:
             found = self._exports.get(region)
+            if found is None and region in self._refused:
+                raise UnavailableError(self._refused[region])
             if found is None or found.is_leaving:
                 raise StaleReference(f"region {region} is not registered any more")
             found.importers[door] = peer
@@ -115,6 +126,7 @@ class Exports:
     def remove(self, region: int) -> None:
         """Forget a region, and close its descriptor."""
         with self._changed:
+            self._refused.pop(region, None)
             found = self._exports.pop(region, None)
         if found is not None and found.fd >= 0:
             os.close(found.fd)

@@ -228,9 +228,19 @@ class DeviceJob:
             if sums is not None:
                 self._sums[part] = sums
 
-    def conclude(self) -> None:
-        """End it with what was decided of its blocks."""
-        self.end(Code.SKIPPED)
+    def conclude(self, *, is_cancelled: bool = False) -> None:
+        """End it with what was decided of its blocks.
+
+        Args:
+            is_cancelled: Whether blocks that were cancelled were so because this job was.
+        """
+        codes = self.codes()
+        if (codes == Code.TIMEOUT).any():
+            self.end(Code.TIMEOUT)
+        elif is_cancelled and (codes == Code.CANCELLED).any():
+            self.end(Code.CANCELLED)
+        else:
+            self.end(Code.SKIPPED)
 
     def end(self, code: Code, reason: str = "") -> bool:
         """Give all open blocks this outcome; False when the job had ended."""

@@ -110,6 +110,7 @@ class Write(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="write"
         indices: (n,) little-endian uint32, the lease's blocks; empty within a lease of a range.
         source_lease: Of the sender, to be read.
         source_region: Of the sender.
+        source_first: Number of the first of these blocks in the sender's lease.
         source_rows: As `rows`, in it.
         keys: (n, 16) bytes that checksums are computed under; empty for zeros.
     """
@@ -122,6 +123,7 @@ class Write(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="write"
     indices: bytes
     source_lease: _Lease
     source_region: _Small
+    source_first: _Small
     source_rows: bytes
     keys: bytes
 

@@ -125,13 +125,7 @@ class Outgoing:
         self.ask_to_end()
 
     def _conclude(self) -> None:
-        codes = self.job.codes()
-        if self._is_cancelled and (codes == Code.CANCELLED).any():
-            self.job.end(Code.CANCELLED)
-        elif (codes == Code.TIMEOUT).any():
-            self.job.end(Code.TIMEOUT)
-        else:
-            self.job.conclude()
+        self.job.conclude(is_cancelled=self._is_cancelled)
         self._end()
 
     def _end(self) -> None:
@@ -162,6 +156,7 @@ class Outgoing:
             indices=b"" if plan.indices is None else plan.indices[part].astype("<u4").tobytes(),
             source_lease=messages.plain(self._own),
             source_region=plan.memory.region,
+            source_first=start,
             source_rows=plan.local[part].astype("<i8").tobytes(),
             keys=b"" if plan.keys is None else plan.keys[part].tobytes(),
         )

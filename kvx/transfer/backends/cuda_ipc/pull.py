@@ -51,7 +51,7 @@ class PullPlan:
         checksums: (n,) uint64 that the blocks must have; None when they are not known.
         keys: (n, 16) uint8 that checksums are computed under; None for zeros.
         lease: Of the peer, that the memory is read under.
-        sight: Shows whether it is live.
+        sight: Shows whether it is live; None where somebody else sees to that.
         after: A point in a stream of ours that is waited for; None for none.
         may_write: Whether our own memory may still be written.
         reads_back: Whether what was copied to a device is verified all the same.
@@ -63,7 +63,7 @@ class PullPlan:
     checksums: npt.NDArray[np.uint64] | None
     keys: npt.NDArray[np.uint8] | None
     lease: LeaseRef
-    sight: PeerSight
+    sight: PeerSight | None
     after: _core.StreamMark | None = None
     may_write: Callable[[], bool] = lambda: True
     reads_back: bool = False
@@ -72,6 +72,8 @@ class PullPlan:
         """Return whether bytes may be taken from there to here."""
         if not self.may_write():
             return Code.STALE
+        if self.sight is None:
+            return Code.OK
         return Code(self.sight.look(self.lease.slot, self.lease.generation))
 
 
