@@ -31,8 +31,8 @@ _ROW_BYTES, _CHECKSUM_BYTES, _KEY_BYTES, _ID_BYTES = 32, 8, 16, 4
 class Rights(enum.IntFlag):
     """What a lease allows its holder.
 
-    REMOTE_WRITE, beside WRITE: it may write the leased memory itself, through a backend whose writes
-    the owner cannot stop. Then memory is free again only when the holder says so or is gone.
+    REMOTE_WRITE, beside WRITE: it may write the leased memory itself, through a backend whose
+    writes the owner cannot stop. Then memory is free again only when the holder says so or is gone.
     """
 
     READ = 1

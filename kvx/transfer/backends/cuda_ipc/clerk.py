@@ -25,10 +25,13 @@ class Clerk:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._open = 0  # given and not done
+        self._is_closed = False
 
     def do(self, work: Callable[[], None]) -> None:
-        """Have it done."""
+        """Have it done; nothing is, once it is closed."""
         with self._lock:
+            if self._is_closed:
+                return
             self._open += 1
             if len(self._threads) < min(self._open, self._threads_max):
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -40,6 +43,7 @@ class Clerk:
         """End when all is done that was given."""
         end = time.monotonic() + timeout_s
         with self._lock:
+            self._is_closed = True
             threads = list(self._threads)
         for _ in threads:
             self._work.put(None)
