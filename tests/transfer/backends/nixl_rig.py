@@ -90,6 +90,7 @@ class Rig:
             use_lease=self.use_lease,
             deliver=lambda peer, note: self.notes.append((peer, note)),
             on_lost=self._on_lost,
+            number_of=lambda _peer: 1,
             sight=_no_sight,
             verifies_device=False,
             peer_objection=lambda _peer, _region: "",
