@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind
-from kvx.errors import PeerLost, StaleReference, UsageError
+from kvx.errors import PeerLost, StaleReference, UnavailableError, UsageError
 from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.agents.peer_state import PeerState
 from kvx.transfer.backend import LinkPlan, LinkRequest
@@ -68,9 +68,18 @@ class PreparedTransfer:
         self._check_peer(is_write=is_write)
         plan = self._plan(is_write=is_write)
         record = self._remote.peer.record
-        name, channel = self._parts.ways.channel(
-            record, plan, is_write=is_write, forced=backend, timeout_s=deadline
-        )
+        try:
+            name, channel = self._parts.ways.channel(
+                record, plan, is_write=is_write, forced=backend, timeout_s=deadline
+            )
+        except UnavailableError as error:
+            # Its last connection may have gone just now, before anybody was told.
+            if self._remote.peer.connections():
+                raise
+            raise PeerLost(
+                f"{record.name} was lost just now: wait until it is up, or connect again",
+                peer=record.name,
+            ) from error
         request = LinkRequest(is_write, plan, self._remote.lease.ref, deadline, bytes(notify))
         job = channel.submit(request)
         return self._parts.desk.begin(

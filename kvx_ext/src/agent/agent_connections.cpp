@@ -313,6 +313,7 @@ Status AgentCore::can_pull(uint64_t peer, uint32_t region) {
   const iovec local{&byte, 1};
   const iovec remote{reinterpret_cast<void*>(task.source.foreign_base), 1};
   if (process_vm_readv(task.source.pid, &local, 1, &remote, 1, 0) == 1) return Status::Ok();
+  if (errno == ESRCH) return {Code::kPeerLost, "the peer's process is gone", ESRCH};
   return {Code::kUnavailable,
           std::string("the kernel does not let us read the peer's private memory (") +
               std::strerror(errno) + "); register a shared MemoryRegion there",

@@ -123,6 +123,7 @@ class Connection : public Watched,
   void end_landing(uint64_t id);
   void start_pull(uint64_t id, wire::Request request, wire::PullOrigin origin);
   void refuse(uint64_t id, Code code, const std::string& message);
+  void give_up(uint64_t id, const std::shared_ptr<Serving>& serving, Code code);
   void answer(uint64_t id, const wire::Done& done);
 
   void announce_locked(const ExposedRegion& region);

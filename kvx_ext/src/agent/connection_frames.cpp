@@ -162,10 +162,15 @@ bool Connection::on_done(uint64_t id, std::span<const uint8_t> body) {
     record->has_failed.store(true, std::memory_order_relaxed);
     finish_later(record, 0, settled);
     end_read(id);
+    queue_frame(wire::Type::kCancel, id, {});  // all that came before it was taken
     return true;
   }
   const auto write = writes_.find(id);
-  if (write == writes_.end()) return true;  // it ended before, and was given up here
+  if (write == writes_.end()) {
+    // It was given up here. Its receiver may wait to hear that what was on its way was taken.
+    queue_frame(wire::Type::kCancel, id, {});
+    return true;
+  }
   const Writing& asked = write->second;
   const int64_t sent = asked.source == nullptr ? asked.count : asked.source->ended_blocks();
   if (!fits(done, static_cast<size_t>(asked.count), static_cast<size_t>(sent))) return false;

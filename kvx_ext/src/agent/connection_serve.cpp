@@ -110,8 +110,20 @@ void Connection::settle_finished_sources() {
       core_->counters().bytes_served.fetch_add(serving->bytes(), std::memory_order_relaxed);
       if (serving->is_kept()) unconfirmed_.emplace(source->id(), serving);
     } else if (code != Code::kOk) {
-      answer(source->id(), {.code = code, .message = "the lease or the time of the read ended"});
+      give_up(source->id(), serving, code);
     }
+  }
+}
+
+// Answers a read that goes no further. What was lent of it to the socket may be on its way still:
+// its memory is let go of when the initiator, behind all that, confirms the answer.
+void Connection::give_up(uint64_t id, const std::shared_ptr<Serving>& serving, Code code) {
+  sender_.drop(serving.get(), *stream_);
+  answer(id, {.code = code, .message = "the lease or the time of the read ended"});
+  if (serving->is_kept()) {
+    unconfirmed_.emplace(id, serving);
+  } else {
+    serving->release();
   }
 }
 
@@ -121,7 +133,7 @@ bool Connection::on_cancel(uint64_t id) {
     const std::shared_ptr<Serving> serving = std::move(found->second);
     serving_.erase(found);
     serving->cancel();
-    sender_.drop(serving.get(), *stream_);
+    give_up(id, serving, Code::kCancelled);
     return true;
   }
   if (const auto found = landings_.find(id); found != landings_.end()) {
@@ -204,11 +216,12 @@ void Connection::finish_pull(uint64_t wire_id, RemoteRecord& record) {
   wire::Done done;
   bool has_sum = false;
   const auto blocks = static_cast<int64_t>(record.plan->local.size());
-  // What was being copied when its time was over says that it was cancelled: tell why.
+  // What was being copied when its time was over says that it was cancelled, the rest that it was
+  // skipped: tell why.
   const bool is_late = record.state.load() == JobState::kTimedOut;
   for (int64_t i = 0; i < blocks; ++i) {
     auto code = static_cast<Code>(record.ledger.code(i));
-    if (is_late && code == Code::kCancelled) code = Code::kTimeout;
+    if (is_late && (code == Code::kCancelled || code == Code::kSkipped)) code = Code::kTimeout;
     done.checksums.push_back(code == Code::kOk ? record.ledger.checksum(i) : 0);
     has_sum |= code == Code::kOk;
     if (code == Code::kOk) continue;
@@ -248,10 +261,7 @@ void Connection::sweep() {
   for (const uint64_t id : gone) {
     const std::shared_ptr<Serving> serving = std::move(serving_.at(id));
     serving_.erase(id);
-    const Code code = serving->may_read();
-    sender_.drop(serving.get(), *stream_);
-    serving->release();
-    answer(id, {.code = code, .message = "the lease or the time of the read ended"});
+    give_up(id, serving, serving->may_read());
   }
   std::erase_if(unconfirmed_, [](const auto& one) {
     return one.second->may_read() == Code::kTimeout;  // nobody waits for it any more

@@ -60,8 +60,15 @@ Serving::Serving(Granted granted, uint64_t wire_id, bool wants_checksums)
 
 Code Serving::may_read() const {
   if (is_cancelled_) return Code::kCancelled;
-  if (!use || !use.is_live()) return Code::kStale;
+  if (!use) return why_released_;
+  if (!use.is_live()) return Code::kStale;
   return Clock::now() < deadline ? Code::kOk : Code::kTimeout;
+}
+
+void Serving::release() {
+  const Code code = may_read();
+  if (use && code != Code::kOk) why_released_ = code;
+  use.release();
 }
 
 int64_t Serving::bytes() const {

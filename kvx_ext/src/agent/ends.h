@@ -62,13 +62,14 @@ class Serving : private Granted, public Source {
   int64_t bytes() const;
   void cancel() { is_cancelled_ = true; }
   // Nothing is read any more: whoever revokes need not wait longer.
-  void release() { use.release(); }
+  void release();
 
  protected:
   bool knows(int64_t block, uint64_t* checksum) const override;
 
  private:
   bool is_cancelled_ = false;
+  Code why_released_ = Code::kStale;  // its last piece says so
   const bool wants_checksums_;
 };
 

@@ -89,16 +89,17 @@ def done(
 
 
 def request(
-    kind: Type, number: int, lease: tuple[int, int, int], rows: list[tuple[int, int, int, int]] | None = None,
-    indices: list[int] | None = None, *, deadline_ms: int = 1000, note: bytes = b"", origin: bytes = b"",
+    kind: Type, number: int, lease: tuple[int, int, int],
+    rows: list[tuple[int, int, int, int]] | None = None, indices: list[int] | None = None, *,
+    deadline_ms: int = 1000, note: bytes = b"", origin: bytes = b"",
 ) -> bytes:  # fmt: skip
     """Return a request; `lease` is (id, slot, generation)."""
     named = indices if indices is not None else rows or []
     naming = 1 if indices is not None else 2 if len({row[1:] for row in rows or []}) == 1 else 3
     bits = 1 if kind is Type.READ else 0
     body = struct.pack(
-        "<QQIIIIBBB5x", lease[0], lease[2], lease[1], deadline_ms, len(named), len(note), bits, naming,
-        2 if origin else 0,
+        "<QQIIIIBBB5x", lease[0], lease[2], lease[1], deadline_ms, len(named), len(note), bits,
+        naming, 2 if origin else 0,
     )  # fmt: skip
     if indices is not None:
         body += struct.pack(f"<{len(indices)}I", *indices)

@@ -17,6 +17,16 @@ from tests.transfer.faults.victim import NUM_BLOCKS
 
 # Blocks before this are read, from here on they are written.
 _HALF = NUM_BLOCKS // 2
+# How a transfer may end when it was struck; it may always have been done before.
+_ENDS = {
+    "cancelled": "TransferCancelled",
+    "short deadline": "TransferTimeout",
+    "lease revoked": "StaleReference",
+    "lease expires": "StaleReference",
+    "let go of": "done",
+    "connection dropped": "PeerLost",
+    "deregistered here": "TransferTimeout",
+}
 _COUNTS = (1, 2, 8, 32, 96)
 # From no time at all to what a large transfer takes.
 _PAUSES_S = (0.0, 0.0, 0.0002, 0.001, 0.004)
@@ -60,6 +70,7 @@ class Storm:
     def _settle(self, running: Running, name: str, state: str) -> Trial:
         ground = self._ground
         ground.end(running)
+        assert running.outcome in ("done", _ENDS[name]), f"{name}: {running.error!r}"
         is_stuck = ground.is_stuck(running)
         if running.is_write:
             wrong = ground.victim.ask("settle", running.first, running.count, running.arrived())

@@ -148,6 +148,8 @@ def _strike_transfers(ground: Ground, fault: Fault, state: str, rng: random.Rand
 def _conclude(ground: Ground, fault: Fault, state: str, running: list[Running]) -> list[Trial]:
     """See what was done, mend what was broken, and look for late writes."""
     reads = [one for one in running if not one.is_write]
+    # Caught, but sent: what the memory was used for once it was let go of.
+    assert not any(one.outcome == "CorruptBlock" for one in running), "it was read too late"
     # Before anything of the memory is used for something else.
     wrong = {id(one): ground.wrong(one) for one in reads}
     said = ground.await_peer(*fault.peer) if fault.peer else ""
