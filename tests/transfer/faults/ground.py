@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 import kvx
-from kvx.errors import KvxError
+from kvx.errors import KvxError, PeerLost, StaleReference, TransferTimeout
 from kvx.transfer.agents.peer_state import PeerState
 from kvx.transfer.agents.transfers import LinkTransfer
 from kvx.transfer.memory import MemoryRegion
@@ -257,7 +257,7 @@ class Ground:
 
     def close(self) -> None:
         """End everything."""
-        with contextlib.suppress(KvxError):
+        with contextlib.suppress(PeerLost, StaleReference, TransferTimeout):
             self.discard()
         self.agent.close(5.0)
 

@@ -205,7 +205,7 @@ def test_answers_that_nobody_takes(owner: Owner) -> None:
             owner.link.send(ping)
             sent += len(ping)
             most = max(most, _rss_bytes() - before)
-    except OSError:
+    except (ConnectionError, TimeoutError):
         pass
     assert sent < 1 << 30, "a GiB of pings was taken, and their answers are kept"
     assert most < 256 << 20, f"{most >> 20} MiB of answers were kept"
