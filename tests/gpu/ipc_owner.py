@@ -169,6 +169,8 @@ class DeviceOwner(Owner):
 
     def close(self) -> None:
         """Close the agent and free the blocks."""
+        for engine in Engine if self._driver is not None else ():
+            self.steer("thaw", engine)  # a test that fails must not wait for it for ever
         self.agent.close(2.0)
         self._made.close()
         convictions = [] if self._driver is None else self._driver.convictions()

@@ -175,8 +175,10 @@ def test_codes_tell_which_blocks_arrived(gpu: Gpu) -> None:
         remote = rig.peer.blocks(lease=token)
         rig.agent.read(rig.local([0, 1, 2]), remote).wait()
         rig.ask("revoke", number)
+        rig.blocks[:] = 9
         transfer = rig.agent.read(rig.local([0, 1, 2]), remote)
         with pytest.raises(StaleReference):
             transfer.wait()
         assert transfer.result is not None
         assert (transfer.result.codes == Code.STALE).all()
+        assert (rig.blocks == 9).all(), "it was copied although the lease had ended"

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvx.errors import CorruptBlock, StaleReference, TransferTimeout, UnavailableError, UsageError
+from kvx.errors import (
+    CorruptBlock,
+    StaleReference,
+    TransferError,
+    TransferTimeout,
+    UnavailableError,
+    UsageError,
+)
 from kvx.transfer import conformance
 from kvx.transfer.agents.outcome import LinkOutcome
 from kvx.transfer.conformance import READ, WRITE
@@ -20,6 +27,7 @@ from tests.gpu.rig import Gpu, on_simulated
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
 PATIENCE_S = 10.0
+ECC_ERROR = 214
 # Two agents that share no more than a network.
 FAR: dict[str, Any] = {"config": {"unix": False}, "listen": "tcp://127.0.0.1:0"}
 NEAR: dict[str, Any] = {}
@@ -185,6 +193,17 @@ def test_a_receivers_device_that_hangs(sim: Gpu) -> None:
         assert transfer.wait_quiesced(PATIENCE_S)
         rig.ask("revoke", number, 5.0)
         assert not rig.ask("notifications"), "it was told although it was late"
+
+
+def test_a_receivers_device_that_fails(sim: Gpu) -> None:
+    with open_ipc(sim, here="host", **FAR) as rig:
+        remote = rig.peer.blocks([0, 1], lease=rig.lease(rights=WRITE))
+        rig.agent.write(rig.local([0, 1]), remote).wait()
+        rig.ask("steer", "fail_context", ECC_ERROR)
+        with pytest.raises(TransferError, match="device 0 failed a copy") as caught:
+            rig.agent.write(rig.local([0, 1]), remote, notify=b"no").wait()
+        assert caught.value.bytes_done == 0
+        assert not rig.ask("notifications", 0.1), "it was told although nothing arrived"
 
 
 def test_writes_wait_for_the_stream_of_their_target(sim: Gpu) -> None:

@@ -113,7 +113,7 @@ class LinkDrive:
 
     def wait_on_stream(self, stream: int, layer: int | None) -> None:  # noqa: ARG002 - never waits
         """See `Transfer.wait_on_stream`: never possible here."""
-        raise UsageError("the transfer does not touch device memory: wait for it on the CPU")
+        raise UsageError("transfers between agents are waited for on the CPU")
 
     def wait_quiesced(self, timeout_s: float) -> bool:
         """See `Transfer.wait_quiesced`."""
