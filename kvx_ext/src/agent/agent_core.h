@@ -121,7 +121,7 @@ class AgentCore : public std::enable_shared_from_this<AgentCore> {
   class Listener;
 
   static std::vector<std::weak_ptr<Connection>> stream_connections(
-      const std::vector<std::shared_ptr<Connection>>& connections);
+      const std::vector<std::shared_ptr<Connection>>& connections, const RemotePlan& plan);
   Status find_source(const RemoteRequest& request, std::shared_ptr<PullTask>* task);
   Status lend(RemoteRecord& record, LeaseRef* own);
   void begin_pull(const std::shared_ptr<RemoteRecord>& record, std::shared_ptr<PullTask> task);

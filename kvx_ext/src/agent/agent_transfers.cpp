@@ -42,7 +42,7 @@ Status AgentCore::submit(RemoteRequest request, std::shared_ptr<RemoteRecord>* r
   std::shared_ptr<PullTask> task;
   LeaseRef own;
   if (request.way == Way::kStream) {
-    made->connections = stream_connections(connections);
+    made->connections = stream_connections(connections, *request.plan);
   } else {
     const auto unix_one = std::find_if(connections.begin(), connections.end(),
                                        [](const auto& one) { return one->is_unix(); });
@@ -68,14 +68,18 @@ Status AgentCore::submit(RemoteRequest request, std::shared_ptr<RemoteRecord>* r
   return Status::Ok();
 }
 
-// Those of tcp, where there are some: a peer on this host may be connected both ways.
+// As many as the transfer is worth; of tcp, where there are some: a peer on this host may be
+// connected both ways.
 std::vector<std::weak_ptr<Connection>> AgentCore::stream_connections(
-    const std::vector<std::shared_ptr<Connection>>& connections) {
+    const std::vector<std::shared_ptr<Connection>>& connections, const RemotePlan& plan) {
   std::vector<std::weak_ptr<Connection>> usable;
   for (const auto& one : connections) {
     if (!one->is_unix()) usable.push_back(one);
   }
   if (usable.empty()) usable.push_back(connections.front());
+  const auto worthwhile =
+      static_cast<size_t>(std::max<int64_t>(plan.total_bytes / kPartBytesMin, 1));
+  usable.resize(std::min({usable.size(), worthwhile, kPartsMax, plan.local.size()}));
   return usable;
 }
 
@@ -118,8 +122,7 @@ Status AgentCore::begin_streams(const std::shared_ptr<RemoteRecord>& record,
                                 const LeaseRef& lease) {
   const std::vector<Descriptor>& blocks = record->plan->local;
   const int64_t total = record->plan->total_bytes;
-  const auto worthwhile = static_cast<size_t>(std::max<int64_t>(total / kPartBytesMin, 1));
-  const size_t parts = std::min({record->connections.size(), worthwhile, kPartsMax, blocks.size()});
+  const size_t parts = record->connections.size();
   size_t first = 0;
   int64_t reached = 0;
   for (size_t part = 0; part < parts; ++part) {
