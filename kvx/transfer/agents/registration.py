@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from kvx.buffers import Buffer, MemoryKind, describe, stream_handle
-from kvx.errors import TransferTimeout, UsageError
+from kvx.errors import KvxError, TransferTimeout, UsageError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.lease import (
     BlockLease,
@@ -17,7 +17,7 @@ from kvx.transfer.agents.lease import (
 )
 from kvx.transfer.agents.lease_token import RemoteLease, Rights
 from kvx.transfer.agents.peer import Peer
-from kvx.transfer.agents.staged import stage, staged_checksums
+from kvx.transfer.agents.staged import StagedLeases, stage, staged_checksums
 from kvx.transfer.backend import Memory
 from kvx.transfer.core import ANY_PEER, LeaseRef
 from kvx.transfer.memory import MemoryRegion
@@ -88,7 +88,7 @@ class Registration:
         self._row_bytes = row_bytes
         self._leases: set[int] = set()
         self._is_open = True
-        self._staged: list[Registration] = []
+        self._staged = StagedLeases()
         self.memory = memory
 
     @property
@@ -173,9 +173,12 @@ class Registration:
         self._check_open()
         rows = self._rows_of(blocks)
         if staged:
-            return self._lease_staged(
-                rows, None if blocks is None else blocks.after, rights=rights, ttl_s=ttl_s,
-                peer=peer, checksums=checksums, keys=keys,
+            after = None if blocks is None else blocks.after
+            return self._staged.keep(
+                self._lease_staged(
+                    rows, after, rights=rights, ttl_s=ttl_s, peer=peer, checksums=checksums,
+                    keys=keys,
+                )
             )  # fmt: skip
         ttl = self._parts.config.lease_ttl_s if ttl_s is None else ttl_s
         check_ttl(ttl)
@@ -215,9 +218,7 @@ class Registration:
         if not self.is_open:
             return
         end = time.monotonic() + timeout_s
-        for staging in self._staged:
-            staging.close(max(0.0, end - time.monotonic()))
-        self._staged.clear()
+        self._staged.revoke(end)
         for lease in sorted(self._leases):
             if not self._parts.core.revoke(lease, max(0.0, end - time.monotonic())):
                 raise self._still_used(f"lease {lease}", timeout_s)
@@ -277,11 +278,13 @@ class Registration:
             self._device_endpoint(), self.memory, rows, after, self._parts.config.deadline_s
         )
         staging = register(self._parts, self._keep, region)
-        self._staged = [one for one in self._staged if one.is_open]
-        self._staged.append(staging)
-        lease = staging.lease(
-            staging.rows(places), ttl_s=ttl_s, peer=peer, checksums=checksums, keys=keys
-        )
+        try:
+            lease = staging.lease(
+                staging.rows(places), ttl_s=ttl_s, peer=peer, checksums=checksums, keys=keys
+            )
+        except KvxError:
+            staging.close(0.0)
+            raise
         lease.when_revoked = staging.close
         return lease
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.errors import TransferTimeout
 from kvx.transfer.agents import descriptors
 from kvx_ext import _core
 
@@ -13,11 +16,35 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.transfer.agents.descriptors import Rows
+    from kvx.transfer.agents.lease import BlockLease
     from kvx.transfer.backend import DeviceEndpoint, Memory
     from kvx.transfer.memory import MemoryRegion
 
 # Of device memory that is brought into host memory at a time to be checksummed.
 _STEP_BYTES = 64 << 20
+
+
+class StagedLeases:
+    """Staged leases of one registration: each has host memory that goes with it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._leases: list[BlockLease] = []
+
+    def keep(self, lease: BlockLease) -> BlockLease:
+        """Keep a lease; those that have expired, which nobody may ever revoke, go."""
+        for old in [one for one in self._leases if not one.remaining_s]:
+            with contextlib.suppress(TransferTimeout):  # somebody is at it still: next time
+                old.revoke(0.0)
+                self._leases.remove(old)
+        self._leases.append(lease)
+        return lease
+
+    def revoke(self, end: float) -> None:
+        """Revoke them all, until a time of the monotonic clock; TransferTimeout: not all yet."""
+        while self._leases:
+            self._leases[-1].revoke(max(0.0, end - time.monotonic()))
+            self._leases.pop()
 
 
 def stage(
