@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -257,8 +256,7 @@ class Ground:
 
     def close(self) -> None:
         """End everything."""
-        with contextlib.suppress(KvxError):
-            self.discard()
+        self.discard()
         self.agent.close(5.0)
 
     def __enter__(self) -> Self:
