@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Self
 import numpy as np
 
 import kvx
-from kvx.errors import KvxError, PeerLost, StaleReference, TransferTimeout
+from kvx.errors import KvxError
 from kvx.transfer.agents.peer_state import PeerState
 from kvx.transfer.agents.transfers import LinkTransfer
 from kvx.transfer.memory import MemoryRegion
@@ -257,8 +256,7 @@ class Ground:
 
     def close(self) -> None:
         """End everything."""
-        with contextlib.suppress(PeerLost, StaleReference, TransferTimeout):
-            self.discard()
+        self.discard()
         self.agent.close(5.0)
 
     def __enter__(self) -> Self:

@@ -95,11 +95,16 @@ def _write(lease: Lease, count: int = 4) -> bytes:
     return frames.request(Type.WRITE, 256, lease, indices=list(range(count)))
 
 
+def _at(lease: Lease, slot: int) -> Lease:
+    return lease[0], slot, lease[2]
+
+
 _MAX = (1 << 63) - 1
+_ORIGIN = struct.pack("<QIIqqqq", 1, 1, 1, 0, 1, SIZE, 0)
 _PIECE = b"\x66" * SIZE
 ASKS = (
     Ask("another block", lambda lease: _read(lease, indices=[4]), USAGE),
-    Ask("the last block there could be", lambda lease: _read(lease, indices=[(1 << 32) - 1]), USAGE),
+    Ask("the last block", lambda lease: _read(lease, indices=[(1 << 32) - 1]), USAGE),
     Ask("parts of named blocks", _rows((0, 0, 1, SIZE)), USAGE),
     Ask("rows before the memory", _rows((-SIZE, 0, 1, SIZE)), USAGE),
     Ask("rows beyond all memory", _rows((_MAX - 1, 0, 1, SIZE)), USAGE),
@@ -107,13 +112,14 @@ ASKS = (
     Ask("rows of nothing", _rows((0, 0, 1, 0)), USAGE),
     Ask("no block", lambda lease: _read(lease, indices=[]), None),
     Ask("another generation", lambda lease: _read((*lease[:2], lease[2] + 1), indices=[0]), STALE),
-    Ask("another slot", lambda lease: _read((lease[0], lease[1] + 1, lease[2]), indices=[0]), STALE),
-    Ask("a slot there is not", lambda lease: _read((lease[0], (1 << 32) - 1, lease[2]), indices=[0]), STALE),
+    Ask("another slot", lambda lease: _read(_at(lease, lease[1] + 1), indices=[0]), STALE),
+    Ask("a slot there is not", lambda lease: _read(_at(lease, (1 << 32) - 1), indices=[0]), STALE),
     Ask("another lease", lambda lease: _read((lease[0] + 1, *lease[1:]), indices=[0]), STALE),
     Ask("a write under a lease to read", _write, USAGE, Rights.READ),
-    Ask("a read under a lease to write", lambda lease: _read(lease, indices=[0]), USAGE, Rights.WRITE),
+    Ask("a read under a lease to write", lambda lease: _read(lease, indices=[0]), USAGE,
+        Rights.WRITE),
     Ask("a pull over tcp", lambda lease: frames.request(
-        Type.PULL, 256, lease, indices=[0], origin=struct.pack("<QIIqqqq", 1, 1, 1, 0, 1, SIZE, 0)), None),
+        Type.PULL, 256, lease, indices=[0], origin=_ORIGIN), None),
     Ask("one number twice", lambda lease: _write(lease) * 2, None),
     Ask("a piece past the end", lambda lease: _write(lease, 1) + frames.piece(
         256, 0, _PIECE * 2, [frames.trailer(_PIECE)], flags=0), None),
@@ -122,7 +128,7 @@ ASKS = (
     Ask("too many trailers", lambda lease: _write(lease, 2) + frames.piece(
         256, 0, _PIECE, [frames.trailer(_PIECE)] * 2, flags=0), None),
     Ask("a note of 1 MiB", lambda lease: _read(lease, indices=[0], note=bytes(1 << 20)), None),
-    Ask("half a request", lambda lease: frames.frame(Type.READ, bytes(39), 256), None),
+    Ask("half a request", lambda _: frames.frame(Type.READ, bytes(39), 256), None),
 )  # fmt: skip
 
 
@@ -200,14 +206,15 @@ def test_answers_that_nobody_takes(owner: Owner) -> None:
     owner.link.plain.settimeout(20.0)
     before = _rss_bytes()
     most = sent = 0
+    is_cut_off = False
     try:
         while sent < 1 << 30:
             owner.link.send(ping)
             sent += len(ping)
             most = max(most, _rss_bytes() - before)
-    except (ConnectionError, TimeoutError):
-        pass
-    assert sent < 1 << 30, "a GiB of pings was taken, and their answers are kept"
+    except OSError:
+        is_cut_off = True
+    assert is_cut_off, "a GiB of pings was taken, and their answers are kept"
     assert most < 256 << 20, f"{most >> 20} MiB of answers were kept"
 
 

@@ -21,6 +21,7 @@ DEADLINE_S = 0.3
 CONTENT = np.random.default_rng(9).integers(0, 256, (BLOCKS, BLOCK_BYTES), np.uint8)
 _BLOCKS = [bytes(block) for block in CONTENT]
 _WHOLE = b"".join(_BLOCKS)
+_ZEROS = bytes(BLOCK_BYTES)
 SUMS = [frames.checksum(block) for block in _BLOCKS]
 _TRUE = [frames.trailer(block) for block in _BLOCKS]
 
@@ -125,7 +126,7 @@ READS = (
     Trick("no checksum", _first(
         _WHOLE, [struct.pack("<QII", 0, 0, 0), *_TRUE[1:]]), ("CorruptBlock",), is_cut_off=False),
     Trick("other bytes, with their right checksum", _first(
-        bytes(BLOCK_BYTES) + _WHOLE[BLOCK_BYTES:], [frames.trailer(bytes(BLOCK_BYTES)), *_TRUE[1:]]),
+        _ZEROS + _WHOLE[BLOCK_BYTES:], [frames.trailer(_ZEROS), *_TRUE[1:]]),
         ("CorruptBlock",), is_cut_off=False, has_checksums=True),
     Trick("blocks in another order", _first(
         b"".join(_BLOCKS[::-1]), _TRUE[::-1]), ("CorruptBlock",), is_cut_off=False,
@@ -160,9 +161,9 @@ READS = (
     Trick("a header that is not zero", _header(_M, Type.PING, 0, 1, 0)),
     Trick("another greeting", _header(_M, Type.GREETING, 0, 0, 0)),
     Trick("a region over a socket without files", _send(
-        lambda number: frames.frame(Type.REGION, struct.pack("<IIqqQ", 2, 1, 4096, 0, 0), 1))),
+        lambda _: frames.frame(Type.REGION, struct.pack("<IIqqQ", 2, 1, 4096, 0, 0), 1))),
     Trick("a message that is none", _send(
-        lambda number: frames.frame(Type.MESSAGE, b"\xc1" * 64))),
+        lambda _: frames.frame(Type.MESSAGE, b"\xc1" * 64))),
     Trick("garbage", _send(lambda number: random.Random(number).randbytes(4096))),
     Trick("silence", _nothing, ("TransferTimeout",), is_cut_off=False),
     Trick("half a piece in time", _late, ("TransferTimeout",), is_cut_off=False),

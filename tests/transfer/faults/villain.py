@@ -90,9 +90,10 @@ class Villain:
         """Return a lease on memory that does not exist."""
         rows = np.array([[place * block_bytes, 0, 1, block_bytes] for place in range(blocks)])
         sums = None if checksums is None else np.array(checksums, np.uint64)
+        rights = Rights.READ if checksums is not None else Rights.READ | Rights.WRITE
         return RemoteLease(
-            self.identity.name, self.identity.incarnation, LeaseRef(1, 1, 1), 1, blocks * block_bytes,
-            Rights.READ if checksums is not None else Rights.READ | Rights.WRITE, 60.0, "", rows, sums,
+            self.identity.name, self.identity.incarnation, LeaseRef(1, 1, 1), 1,
+            blocks * block_bytes, rights, 60.0, "", rows, sums,
         ).encode(self._key)  # fmt: skip
 
     def close(self) -> None:
@@ -109,8 +110,8 @@ class Villain:
 
     def _greet(self, *, is_dialler: bool, expected: str | None = None) -> bool:
         handshake = Handshake(
-            self.identity, self._key, is_dialler=is_dialler, is_local=True, lane=0, expected=expected,
-            judge=lambda _: None,
+            self.identity, self._key, is_dialler=is_dialler, is_local=True, lane=0,
+            expected=expected, judge=lambda _: None,
         )  # fmt: skip
         if is_dialler:
             self._say(handshake.begin())
