@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kvx.errors import (
+    CorruptBlock,
     KvxError,
     PeerLost,
     StaleReference,
@@ -104,6 +105,39 @@ def test_a_write_is_quarantined_while_the_receivers_device_hangs(sim: Gpu) -> No
         assert [one.is_write for one in rig.agent.quarantine] == [True]
         rig.ask("thaw_engine", int(Engine.ON_DEVICE))
         assert transfer.wait_quiesced(PATIENCE_S)
+
+
+def test_a_write_whose_receiver_was_lost_and_came_back(sim: Gpu) -> None:
+    with open_ipc(sim) as rig:
+        rig.wait_writable()
+        token = rig.lease(rights=WRITE)
+        rig.ask("freeze_engine", int(Engine.ON_DEVICE))
+        transfer = rig.agent.write(rig.local(), rig.peer.blocks(lease=token))
+        time.sleep(0.1)
+        rig.peer.close()
+        with pytest.raises(PeerLost):
+            transfer.wait()
+        assert transfer.outcome is LinkOutcome.QUARANTINED
+        rig.agent.connect(rig.ask("card"))
+        rig.ask("thaw_engine", int(Engine.ON_DEVICE))
+        assert transfer.wait_quiesced(PATIENCE_S), "it was not asked again"
+
+
+def test_large_blocks_are_verified_beside(sim: Gpu) -> None:
+    with open_ipc(sim, here="host", num_blocks=12, block_bytes=8 << 20) as rig:
+        ids = list(range(12))
+        token = rig.ask("lease", ids, has_checksums=True)[1]
+        rig.ask("spoil", 7)
+        transfer = rig.agent.read(
+            rig.registration.blocks(ids, 8 << 20), rig.peer.blocks(lease=token)
+        )
+        with pytest.raises(CorruptBlock):
+            transfer.wait()
+        assert transfer.result is not None
+        assert np.flatnonzero(transfer.result.codes).tolist() == [7]
+        assert (rig.blocks[7] == 0xFF).all()
+        good = [block for block in ids if block != 7]
+        assert (rig.blocks[good] == pattern(1, 12, 8 << 20)[good]).all()
 
 
 def test_a_cancelled_write_waits_for_the_receivers_word(sim: Gpu) -> None:

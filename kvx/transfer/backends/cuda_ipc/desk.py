@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kvx.errors import KvxError, UnavailableError
+from kvx.transfer.backends.cuda_ipc.clerk import Clerk
 from kvx.transfer.backends.cuda_ipc.turns import Turns
 from kvx.transfer.codes import Code
 from kvx_ext import _core
@@ -33,6 +34,8 @@ _IDLE_S = 3600.0
 # Between two looks at a stream that is waited for: a CPU has no other way to learn of it.
 _MARK_PAUSE_S = 0.5e-3
 _ALIGNMENT = 4096
+# One verifies about as much a second as a third of what a link brings.
+_VERIFIERS = 3
 # Desks whose device may still copy: what they hold must outlive it.
 _ABANDONED: list[Desk] = []
 
@@ -45,6 +48,7 @@ class Desk:
         ordinal: As the driver counts.
         uuid: Of the device, the same in every process.
         turns: Who writes what.
+        verifiers: Threads that look at what has landed in host memory.
     """
 
     def __init__(self, ordinal: int, name: str) -> None:
@@ -63,6 +67,7 @@ class Desk:
         self._marks: list[tuple[_core.StreamMark, Callable[[Code], None]]] = []
         self._pins: dict[int, _core.PinnedRange] = {}
         self.turns = Turns()
+        self.verifiers = Clerk(f"{name}-verify", threads_max=_VERIFIERS)
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name=f"{name}-{ordinal}", daemon=True)
         self._thread.start()
@@ -138,6 +143,7 @@ class Desk:
 
         self.do(stop)
         self._thread.join(timeout_s)
+        self.verifiers.close(max(0.0, end - time.monotonic()))
         abandoned = self._copies.close(max(0.0, end - time.monotonic()))
         if abandoned or self._thread.is_alive():
             _log.warning("device %d still copies: its memory is kept", self.ordinal)

@@ -146,9 +146,7 @@ class CudaIpcEndpoint:
     def connect(self, peer: PeerCard, timeout_s: float) -> CudaIpcChannel:  # noqa: ARG002 - no waiting
         """Return the way to a peer."""
         assert peer.card is not None, "it was assessed"
-        channel = CudaIpcChannel(self, peer, messages.decode_card(peer.card))
-        self.writes.ask_again(peer.name, peer.incarnation)
-        return channel
+        return CudaIpcChannel(self, peer, messages.decode_card(peer.card))
 
     def close(self, timeout_s: float) -> None:
         """End everything; what a device is not through with is kept alive."""

@@ -34,6 +34,7 @@ class Outgoing:
         self, job: DeviceJob, request: LinkRequest, own: LeaseRef, *, life: int,
         send: Callable[[messages.Message], None], over: Callable[[Outgoing], None],
         was_cancelled: Callable[[DeviceJob], None],
+        soon: Callable[[Callable[[], None]], None],
     ) -> None:  # fmt: skip
         """Get ready; `begin` tells the receiver.
 
@@ -45,6 +46,7 @@ class Outgoing:
             send: To the receiver; PeerLost when there is no connection.
             over: Called once the receiver is known to be through.
             was_cancelled: Called when the receiver was asked to end: it may not answer.
+            soon: Has a method of this called in a while.
         """
         self.job = job
         self._request = request
@@ -53,10 +55,12 @@ class Outgoing:
         self._send = send
         self._over = over
         self._was_cancelled = was_cancelled
+        self._soon = soon
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[int, int]] = {}
         self._has_begun = False
         self._is_over = False
+        self._is_lost = False
         self._is_cancelled = False
         job.when_ended = self.ask_to_end
         job.ask_cancel = self._cancel
@@ -118,6 +122,15 @@ class Outgoing:
         self.job.end(Code.PEER_LOST)
         if is_dead:
             self._end()
+        elif not self._is_lost:
+            self._is_lost = True
+            self._soon(self.ask_again)
+
+    def ask_again(self) -> None:
+        """Ask a receiver that was lost until it answers or is known to be dead."""
+        if not self._is_over:
+            self.ask_to_end()
+            self._soon(self.ask_again)
 
     def _cancel(self) -> None:
         self._is_cancelled = True

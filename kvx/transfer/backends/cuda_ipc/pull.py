@@ -16,6 +16,7 @@ import numpy as np
 
 from kvx.buffers import MemoryKind
 from kvx.errors import KvxError
+from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.staged import back_to_back, spans
 from kvx.transfer.backends.cuda_ipc.host_bytes import bytes_of, poison
 from kvx.transfer.backends.cuda_ipc.job import code_of
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from kvx.transfer.backends.cuda_ipc.job import DeviceJob
     from kvx.transfer.core import LeaseRef
 
-# Two are with the device at a time: while one is copied the other is verified.
+# So many at a time: while some are copied others are verified.
 WINDOW_BYTES = 16 << 20
-_IN_FLIGHT = 2
+_IN_FLIGHT = 4
+# From here on a window is worth another thread: a CPU verifies no faster than a link copies.
+_INLINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +104,7 @@ class Pull:
         self._tickets: set[int] = set()
         self._mirror: PinnedRegion | None = None
         self._is_reading_back = False
+        self._verifying = 0
         self._landed: list[tuple[int, int]] = []
         self._turn: Turn | None = Turn(plan.target.region, plan.local, self._start)
 
@@ -137,7 +141,8 @@ class Pull:
             self._over()
 
     def _in_flight(self) -> int:
-        return len(self._tickets) + len(self._landed) + self._is_reading_back
+        waiting = len(self._landed) + self._is_reading_back
+        return len(self._tickets) + self._verifying + waiting
 
     def _submit(self, start: int, stop: int) -> None:
         plan, part = self._plan, slice(start, stop)
@@ -179,15 +184,35 @@ class Pull:
         """Let what has landed count, verified first where it can be."""
         plan, part = self._plan, slice(start, stop)
         if self._is_to_host:
-            self._desk.device.note_host_access(
-                plan.target.address, plan.local[part], is_write=False
-            )
-            self._verify(start, stop, bytes_of(plan.target), plan.local[part])
+            self._verifying += 1
+            if int(descriptors.totals(plan.local[part]).sum()) < _INLINE_BYTES:
+                self._verify_host(start, stop)
+                self._verifying -= 1
+            else:
+                self._desk.verifiers.do(lambda: self._verify_beside(start, stop))
         elif plan.reads_back and plan.checksums is not None:
             self._landed.append((start, stop))
             self._read_back()
         else:
             self._job.decide(start, np.full(stop - start, Code.OK, np.int32))
+
+    def _verify_host(self, start: int, stop: int) -> None:
+        plan = self._plan
+        rows = plan.local[start:stop]
+        self._desk.device.note_host_access(plan.target.address, rows, is_write=False)
+        self._verify(start, stop, bytes_of(plan.target), rows)
+
+    def _verify_beside(self, start: int, stop: int) -> None:
+        """Verify on a thread of its own, and go on with the desk's."""
+
+        def verified() -> None:
+            self._verifying -= 1
+            self._go_on()
+
+        try:
+            self._verify_host(start, stop)
+        finally:
+            self._desk.do(verified)
 
     def _verify(
         self, start: int, stop: int, memory: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]

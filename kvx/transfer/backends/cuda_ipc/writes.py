@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kvx.transfer.backends.cuda_ipc.alarm import Alarm
 
 _CANCEL_GRACE_S = 0.1
+# Between two requests to a receiver that was lost: it may be back.
+_ASK_EVERY_S = 0.5
 # How much longer than its write a lease on our memory lasts: the receiver looks at it at the end.
 _LEND_S = 1.0
 
@@ -69,7 +71,7 @@ class Writes:
         write = Outgoing(
             job, request, own, life=self._host.incarnation,
             send=functools.partial(self._send, peer.name), over=over,
-            was_cancelled=self._cancel_soon,
+            was_cancelled=self._cancel_soon, soon=self._soon,
         )  # fmt: skip
         self._jobs.enter(
             Active(job, plan.memory, peer.name, peer.incarnation, is_write=True, write=write)
@@ -87,12 +89,6 @@ class Writes:
         if write is not None and self._is_with(write, peer):
             write.answered(word)
 
-    def ask_again(self, peer: str, life: int) -> None:
-        """Ask a receiver that is back to end what it was not told to."""
-        for one in self._jobs.all():
-            if one.is_with(peer, life) and one.write is not None and one.job.is_terminal():
-                one.write.ask_to_end()
-
     def _is_with(self, write: Outgoing, peer: str) -> bool:
         return any(one.write is write and one.peer == peer for one in self._jobs.all())
 
@@ -101,6 +97,9 @@ class Writes:
         with self._lock:
             self._writes[number] = write
         return number
+
+    def _soon(self, method: Callable[[], None]) -> None:
+        self._alarm.call_at(time.monotonic() + _ASK_EVERY_S, method)
 
     def _cancel_soon(self, job: DeviceJob) -> None:
         self._alarm.call_at(time.monotonic() + _CANCEL_GRACE_S, job.expire_cancelled)

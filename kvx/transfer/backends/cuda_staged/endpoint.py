@@ -112,9 +112,7 @@ class CudaStagedEndpoint:
 
     def connect(self, peer: PeerCard, timeout_s: float) -> CudaStagedChannel:  # noqa: ARG002 - no waiting
         """Return the way to a peer."""
-        channel = CudaStagedChannel(self, peer)
-        self.writes.ask_again(peer.name, peer.incarnation)
-        return channel
+        return CudaStagedChannel(self, peer)
 
     def close(self, timeout_s: float) -> None:
         """End everything; what a device is not through with is kept alive."""
