@@ -120,7 +120,7 @@ def test_a_thousand_hung_deadlines_are_met_within_100_ms(
     for job in jobs:
         expect(job, "timed_out", TIMEOUT)
     late_s = np.array([job.elapsed_s for job in jobs]) - wanted
-    assert late_s.min() >= 0
+    assert late_s.min() > -0.001  # two clocks are read
     assert np.percentile(late_s, 99) - stalls.stop() < 0.1
     assert engine.quarantined_jobs() == 1000
     faults.clear()

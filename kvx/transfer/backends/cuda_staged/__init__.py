@@ -27,7 +27,7 @@ class CudaStagedBackend:
     """See `kvx.transfer.backend.Backend`."""
 
     name = "cuda-staged"
-    rank = 90
+    rank = 200
     kinds = frozenset({MemoryKind.HOST, MemoryKind.DEVICE})
 
     def availability(self) -> str:
