@@ -10,6 +10,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -186,8 +188,11 @@ class OwnerProcess:
         return self._answer()
 
     def freeze(self) -> None:
-        """Stop the process as SIGSTOP does."""
+        """Stop the process as SIGSTOP does; returns when all of its threads stand."""
         os.kill(self.pid, signal.SIGSTOP)
+        end = time.monotonic() + _END_S
+        while not _is_stopped(self.pid) and time.monotonic() < end:
+            time.sleep(0.0005)
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -229,6 +234,16 @@ class OwnerProcess:
         if is_error:
             raise answer
         return answer
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether every thread of a process is stopped, or gone; True where nobody can tell."""
+    try:
+        stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return not Path("/proc/self").exists()
+    # The program's name stands in parentheses and may hold anything, parentheses too.
+    return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
 
 
 def pattern(seed: int, num_blocks: int, block_bytes: int) -> np.ndarray:

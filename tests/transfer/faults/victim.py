@@ -41,6 +41,7 @@ class Way:
         listen: Where the victim listens besides its socket file.
         unix: Whether it has that file.
         namespace: Network namespace that the victim runs in; None for this one.
+        rights: What the victim leases its memory for.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Way:
     listen: str | None = None
     unix: bool = True
     namespace: str | None = None
+    rights: Rights = Rights.READ | Rights.WRITE
 
     @property
     def config(self) -> dict[str, object]:
@@ -67,7 +69,14 @@ WAYS = (
     # What is left for private memory that the kernel does not let peers read.
     Way("unix", "tcp", ("shm", "tcp"), is_shared=False),
     Way("tcp", "tcp", ("tcp",), is_shared=False, listen="tcp://127.0.0.1:0", unix=False),
-    Way("nixl", "nixl", ("nixl",), is_shared=False, listen="tcp://127.0.0.1:0"),
+    Way(
+        "nixl",
+        "nixl",
+        ("nixl",),
+        is_shared=False,
+        listen="tcp://127.0.0.1:0",
+        rights=Rights.READ | Rights.WRITE | Rights.REMOTE_WRITE,
+    ),
 )
 
 
@@ -84,8 +93,10 @@ def why_not(way: Way) -> str:
 class Victim(Owner):
     """An owner whose memory can be taken away under its peers."""
 
-    def __init__(self, name: str, *, is_shared: bool, config: dict[str, object],
-                 listen: str | None, namespace: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, name: str, *, is_shared: bool, config: dict[str, object], listen: str | None,
+        rights: int, namespace: str | None = None,
+    ) -> None:  # fmt: skip
         """Open an agent with `NUM_BLOCKS` blocks of pattern 1."""
         if namespace is not None:
             enter(namespace)
@@ -94,6 +105,7 @@ class Victim(Owner):
             config=config, listen=listen,
         )  # fmt: skip
         self._is_shared = is_shared
+        self._rights = rights
         self.fill(1)
 
     def fill(self, seed: int) -> None:
@@ -102,11 +114,11 @@ class Victim(Owner):
 
     def token(self) -> bytes:
         """Lease all the memory to be read and written."""
-        return self.lease(rights=int(Rights.READ | Rights.WRITE), ttl_s=LEASE_S)[1]
+        return self.lease(rights=self._rights, ttl_s=LEASE_S)[1]
 
     def hand_out(self, ttl_s: float) -> tuple[int, bytes]:
         """Lease all the memory, to take it back."""
-        return self.lease(rights=int(Rights.READ | Rights.WRITE), ttl_s=ttl_s)
+        return self.lease(rights=self._rights, ttl_s=ttl_s)
 
     def deregister(self, timeout_s: float) -> float:
         """Let the memory go while peers are at it, and use it for something else at once."""
@@ -183,4 +195,5 @@ def start_victim(way: Way, name: str = "victim") -> OwnerProcess:
     return OwnerProcess(
         name, kind=Victim, context=_context(), is_shared=way.is_shared, config=way.config,
         listen=way.listen, namespace=way.namespace,
+        rights=int(way.rights),
     )  # fmt: skip

@@ -130,9 +130,12 @@ class NixlChannel:
         """Return whether it can be used now."""
         return not self._down
 
-    def close(self, timeout_s: float) -> None:
-        """Cancel what runs over it, and wait until NIXL is through with it."""
-        self._go_down("the channel was closed", Code.CANCELLED)
+    def close(self, timeout_s: float, code: Code = Code.PEER_LOST) -> None:
+        """End what runs over it, and wait until NIXL is through with it.
+
+        By default the peer has gone: nobody has cancelled anything.
+        """
+        self._go_down("the channel was closed", code)
         self.wait_idle(timeout_s)
 
     def wait_idle(self, timeout_s: float) -> bool:

@@ -18,6 +18,7 @@ from kvx.transfer.backends.nixl.channel import NixlChannel
 from kvx.transfer.backends.nixl.owner import Owner
 from kvx.transfer.backends.nixl.pump import Pump, Verifier
 from kvx.transfer.backends.nixl.registry import Registry
+from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -183,7 +184,7 @@ class NixlEndpoint:
             self._is_closed = True
             channels = list(self._channels)
         for channel in channels:
-            channel.close(0.0)
+            channel.close(0.0, Code.CANCELLED)
         is_free = self.pump.wait_idle(timeout_s)
         for memory in self._registry.all():
             is_free &= self.unregister(memory, max(0.0, end - time.monotonic()))
