@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 #include "agent/stream.h"
 
@@ -19,6 +20,7 @@ constexpr int kBacklog = 256;
 constexpr int kPortMax = 65535;
 // RFC 8305 gives an address as long before it tries the next one.
 constexpr int kRefusalMs = 250;
+constexpr size_t kCongestionBytesMax = 16;  // TCP_CA_NAME_MAX of the kernel
 constexpr int kTypes = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
 
 // The remedy that belongs to an errno, for people.
@@ -89,11 +91,26 @@ Status resolve(const std::string& host, int port, bool is_listening, Addresses* 
           error};
 }
 
+void set_congestion_control(int fd, std::string_view name) {
+  // Advice: what the kernel lacks or forbids leaves the socket as it is.
+  (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(),
+                   static_cast<socklen_t>(name.size()));
+}
+
+// Within a host there is no link to be polite to: what paces itself for one (bbr) takes two thirds
+// of the throughput there, and a connection that was established with it goes on pacing whatever it
+// is told later. So all begin without, and those to other hosts are given the system's choice.
+void begin_unpaced(int fd) {
+  for (const std::string_view name : {"reno", "cubic"}) set_congestion_control(fd, name);
+}
+
 // 0, or why not.
 int begin_to_listen(const addrinfo& address, UniqueFd* fd) {
   UniqueFd made(socket(address.ai_family, kTypes, address.ai_protocol));
+  if (!made) return errno;
+  begin_unpaced(made.get());
   const int is_on = 1;
-  if (!made || setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &is_on, sizeof(is_on)) != 0 ||
+  if (setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &is_on, sizeof(is_on)) != 0 ||
       bind(made.get(), address.ai_addr, address.ai_addrlen) != 0 ||
       listen(made.get(), kBacklog) != 0) {
     return errno;
@@ -114,6 +131,7 @@ int port_of(const sockaddr_storage& address) {
 int begin_to_connect(const addrinfo& address, UniqueFd* fd) {
   UniqueFd made(socket(address.ai_family, kTypes, address.ai_protocol));
   if (!made) return errno;
+  begin_unpaced(made.get());
   if (connect(made.get(), address.ai_addr, address.ai_addrlen) != 0) {
     if (errno != EINPROGRESS) return errno;
     if (address.ai_next != nullptr) {
@@ -203,8 +221,6 @@ int connect_error(int fd) {
 
 namespace {
 
-// Both ends are on this host: there is no link to be polite to. What paces itself for one (bbr)
-// takes a third of the throughput here.
 bool is_on_this_host(int fd) {
   sockaddr_storage ours{};
   sockaddr_storage theirs{};
@@ -227,12 +243,13 @@ bool is_on_this_host(int fd) {
 }  // namespace
 
 void tune_connected_tcp(int fd) {
-  if (!is_on_this_host(fd)) return;
-  for (const std::string_view name : {"cubic", "reno"}) {
-    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(),
-                   static_cast<socklen_t>(name.size())) == 0) {
-      return;
-    }
+  if (is_on_this_host(fd)) return;
+  // A new socket has what the system chose.
+  const UniqueFd fresh(socket(AF_INET, kTypes, 0));
+  char name[kCongestionBytesMax] = {};
+  socklen_t bytes = sizeof(name);
+  if (fresh && getsockopt(fresh.get(), IPPROTO_TCP, TCP_CONGESTION, name, &bytes) == 0) {
+    set_congestion_control(fd, name);
   }
 }
 
