@@ -7,16 +7,25 @@ import json
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kvx.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 _PATIENCE_S = 60.0
 _GOODBYE_S = 5.0
+
+
+def _folder_of(package: str) -> str:
+    """Return the folder that a package of ours is imported from."""
+    spec = find_spec(package)
+    assert spec is not None, f"{package} is running"
+    assert spec.origin is not None, f"{package} is a folder with an __init__.py"
+    return str(Path(spec.origin).parent.parent)
 
 
 class Child:
@@ -45,7 +54,10 @@ class Child:
 
         What another one has installed is found behind what this one has.
         """
-        program = f"import sys; sys.path[:] = list(dict.fromkeys([*{sys.path!r}, *sys.path])); "
+        # An editable installation is found by a hook of this Python, which another one has not.
+        ours = [_folder_of(package) for package in (module.partition(".")[0], "kvx")]
+        path = [*ours, *sys.path]
+        program = f"import sys; sys.path[:] = list(dict.fromkeys([*{path!r}, *sys.path])); "
         program += f"import runpy; runpy.run_module({module!r}, run_name='__main__', "
         program += "alter_sys=False)"
         return cls([str(python or sys.executable), "-c", program])
