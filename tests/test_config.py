@@ -189,7 +189,7 @@ def test_defaults() -> None:
         ({"tiers": [DRAM, NVME, NVME]}, "tiers", ["at most once"]),
         ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "nvme or peer"]),
         ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "nvme or peer"]),
-        ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].kind", ["'s3'", "not in this version"]),
+        ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].bucket", ["bucket"]),
         ({"tiers": [PEER, DRAM]}, "tiers", ["['peer', 'dram']", "in this order"]),
         ({"tiers": [DRAM, {**PEER, "peer": []}]}, "tiers[1].peer", ["'peers'"]),
         ({"tiers": [DRAM, {**PEER, "peers": [7]}]}, "tiers[1].peers[0]", ["7", "an address"]),
