@@ -217,7 +217,9 @@ class Ways:
             objection = self._objection(name, plan)
             if not objection:
                 channel = self._connected(record, name, timeout_s)
-                objection = _channel_objection(channel, plan, is_write, min(timeout_s, _NEWS_S))
+                objection = _channel_objection(
+                    channel, plan, is_write=is_write, patience_s=min(timeout_s, _NEWS_S)
+                )
                 if not objection:
                     return name, channel
             objections[name] = objection
@@ -292,10 +294,7 @@ class Ways:
 
 
 def _channel_objection(
-    channel: Channel,
-    plan: LinkPlan,
-    is_write: bool,
-    patience_s: float,  # noqa: FBT001
+    channel: Channel, plan: LinkPlan, *, is_write: bool, patience_s: float
 ) -> str:
     # Asked for every transfer; isinstance() of a protocol takes longer than a small one does.
     objection: Callable[..., str] | None = getattr(channel, "objection", None)
