@@ -25,8 +25,8 @@ _UNDECIDED = -1
 _STATES = {Code.TIMEOUT: "timed_out", Code.CANCELLED: "cancelled"}
 
 
-def nothing() -> None:
-    """Do nothing; what a job calls before somebody wants to be called."""
+def _nothing() -> None:
+    return
 
 
 class Job:
@@ -35,6 +35,7 @@ class Job:
     Attributes:
         deadline: When it ends at the latest, of the monotonic clock.
         when_ended: Called once when it has become terminal.
+        when_quiet: Called once when it has quiesced.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Job:
             ended: Called with the number at the end of a job that is watched.
         """
         self.deadline = time.monotonic() + deadline_s
-        self.when_ended: Callable[[], None] = nothing
+        self.when_ended: Callable[[], None] = _nothing
+        self.when_quiet: Callable[[], None] = _nothing
         self._id = number
         self._block_bytes = block_bytes
         self._ended = ended
@@ -191,9 +193,14 @@ class Job:
             self._ended(self._id)
         return True
 
-    def settle(self) -> bool:
-        """Say that nothing touches its memory any more; False when that had been said."""
+    def settle(self) -> None:
+        """Say that nothing touches its memory any more."""
         with self._changed:
-            is_first, self._is_quiesced = not self._is_quiesced, True
+            if self._is_quiesced:
+                return
+            self._is_quiesced = True
             self._changed.notify_all()
-        return is_first
+        then, self.when_quiet = self.when_quiet, _nothing
+        # Who was called knows the job: let go of each other, or all of it stays until a collection.
+        self.when_ended = _nothing
+        then()

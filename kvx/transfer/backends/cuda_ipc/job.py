@@ -17,7 +17,7 @@ from kvx.errors import (
     UnavailableError,
     UsageError,
 )
-from kvx.transfer.backends.job import Job, nothing
+from kvx.transfer.backends.job import Job
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -45,23 +45,11 @@ class DeviceJob(Job):
     """A job whose blocks get their outcomes one copy after the other.
 
     Attributes:
-        when_quiet: Called once when it has quiesced.
         ask_cancel: Asks somebody else to end it, where its end is not ours to say; None where it
             is.
     """
 
-    def __init__(
-        self,
-        number: int,
-        block_bytes: npt.NDArray[np.int64],
-        deadline_s: float,
-        *,
-        ended: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """Start the clock; see `Job`."""
-        super().__init__(number, block_bytes, deadline_s, ended=ended)
-        self.when_quiet: Callable[[], None] = nothing
-        self.ask_cancel: Callable[[], None] | None = None
+    ask_cancel: Callable[[], None] | None = None
 
     def cancel(self) -> bool:
         """End it, or ask its receiver to; False when it had ended."""
@@ -116,12 +104,7 @@ class DeviceJob(Job):
         with self._changed:
             self._reason = self._reason or reason
 
-    def settle(self) -> bool:
-        """Say that nothing touches its memory any more; False when that had been said."""
-        if not super().settle():
-            return False
-        then, self.when_quiet = self.when_quiet, nothing
-        # Who was called knows the job: let go of each other, or all of it stays until a collection.
-        self.when_ended, self.ask_cancel = nothing, None
-        then()
-        return True
+    def settle(self) -> None:
+        """Say that nothing touches its memory any more."""
+        self.ask_cancel = None  # it knows the job
+        super().settle()

@@ -56,6 +56,7 @@ class NixlJob(Job):
         """
         with self._changed:
             self._is_quiesced = True
+            self._changed.notify_all()
             if code is Code.OK and self._state == "running":
                 self._is_corrupt[list(failures)] = True
                 self._codes[self._is_corrupt] = Code.CORRUPT
