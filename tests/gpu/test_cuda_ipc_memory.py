@@ -12,7 +12,7 @@ import pytest
 
 from kvx.errors import TransferTimeout, UnavailableError, UsageError
 from kvx.transfer.agents.agent import Agent
-from kvx.transfer.backends import cuda_ipc
+from kvx.transfer.backends.device import driver as cuda_driver
 from kvx.transfer.conformance import WRITE, Rig
 from kvx.transfer.handle import TransferState
 from kvx.transfer.memory import MemoryRegion
@@ -234,7 +234,7 @@ def test_without_a_driver_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver() -> ctypes.CDLL:
         return ctypes.CDLL("libcuda-of-nobody.so.1")
 
-    monkeypatch.setattr(cuda_ipc, "_loaded", no_driver)
+    monkeypatch.setattr(cuda_driver, "_loaded", no_driver)
     with Agent("alone") as agent, pytest.raises(UsageError, match="there is no CUDA driver"):
         agent.register(Memory(1 << 40, 4096))
 

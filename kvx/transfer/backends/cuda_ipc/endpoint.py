@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind
 from kvx.errors import KvxError, PeerLost, UsageError
-from kvx.transfer.backends.cuda_ipc import messages
-from kvx.transfer.backends.cuda_ipc.active import Active, ActiveJobs
-from kvx.transfer.backends.cuda_ipc.alarm import Alarm
 from kvx.transfer.backends.cuda_ipc.allowing import Allowing
 from kvx.transfer.backends.cuda_ipc.channel import CudaIpcChannel
-from kvx.transfer.backends.cuda_ipc.clerk import Clerk
 from kvx.transfer.backends.cuda_ipc.course import Course
-from kvx.transfer.backends.cuda_ipc.desk import Desks
 from kvx.transfer.backends.cuda_ipc.door import Doors
 from kvx.transfer.backends.cuda_ipc.exports import Exports
 from kvx.transfer.backends.cuda_ipc.imports import Imports, Place
-from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-from kvx.transfer.backends.cuda_ipc.marks import Marks
-from kvx.transfer.backends.cuda_ipc.receiving import Receiving
 from kvx.transfer.backends.cuda_ipc.sources import Sources, Want
-from kvx.transfer.backends.cuda_ipc.staging import stage
-from kvx.transfer.backends.cuda_ipc.writes import Writes
+from kvx.transfer.backends.device import messages
+from kvx.transfer.backends.device.active import Active, ActiveJobs
+from kvx.transfer.backends.device.alarm import Alarm
+from kvx.transfer.backends.device.clerk import Clerk
+from kvx.transfer.backends.device.desk import Desks
+from kvx.transfer.backends.device.job import DeviceJob
+from kvx.transfer.backends.device.marks import Marks
+from kvx.transfer.backends.device.receiving import Receiving
+from kvx.transfer.backends.device.staging import stage
+from kvx.transfer.backends.device.writes import Writes
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from kvx.transfer.backend import BackendHost, Memory, PeerCard, PeerSight
     from kvx.transfer.backends.cuda_ipc.exports import Export
-    from kvx.transfer.backends.cuda_ipc.pull import PullPlan
+    from kvx.transfer.backends.device.plan import PullPlan
     from kvx.transfer.core import LeaseRef
     from kvx.transfer.memory import MemoryRegion
     from kvx_ext import _core

@@ -14,19 +14,19 @@ import numpy as np
 from kvx.buffers import MemoryKind
 from kvx.errors import PeerLost, UsageError
 from kvx.transfer.agents.native import NativeMaker
-from kvx.transfer.backends.cuda_ipc import messages
-from kvx.transfer.backends.cuda_ipc.active import ActiveJobs
-from kvx.transfer.backends.cuda_ipc.alarm import Alarm
-from kvx.transfer.backends.cuda_ipc.clerk import Clerk
-from kvx.transfer.backends.cuda_ipc.desk import Desks
-from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-from kvx.transfer.backends.cuda_ipc.marks import Marks
-from kvx.transfer.backends.cuda_ipc.receiving import Receiving
-from kvx.transfer.backends.cuda_ipc.staging import stage
-from kvx.transfer.backends.cuda_ipc.writes import Writes
 from kvx.transfer.backends.cuda_staged.buffers import Buffers
 from kvx.transfer.backends.cuda_staged.carry import Carry, CarryPlan
 from kvx.transfer.backends.cuda_staged.channel import CudaStagedChannel
+from kvx.transfer.backends.device import messages
+from kvx.transfer.backends.device.active import ActiveJobs
+from kvx.transfer.backends.device.alarm import Alarm
+from kvx.transfer.backends.device.clerk import Clerk
+from kvx.transfer.backends.device.desk import Desks
+from kvx.transfer.backends.device.job import DeviceJob
+from kvx.transfer.backends.device.marks import Marks
+from kvx.transfer.backends.device.receiving import Receiving
+from kvx.transfer.backends.device.staging import stage
+from kvx.transfer.backends.device.writes import Writes
 from kvx.transfer.codes import Code
 from kvx.transfer.core import Way
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.transfer.backend import BackendHost, Memory, PeerCard
-    from kvx.transfer.backends.cuda_ipc.active import Active
-    from kvx.transfer.backends.cuda_ipc.pull import PullPlan
+    from kvx.transfer.backends.device.active import Active
+    from kvx.transfer.backends.device.plan import PullPlan
     from kvx.transfer.core import LeaseRef, LinkJob
     from kvx.transfer.memory import MemoryRegion
     from kvx_ext import _core
