@@ -3,6 +3,7 @@
 Whoever owns the target copies: the reader of a read, the receiver of a write. So nothing of ours is
 ever written by anybody else's device, and what is in flight is always known here.
 
+    endpoint    an agent's end, but for the way the bytes go
     messages    what two ends tell each other
     receiving   writes of peers, done here
     writes      writes of ours, done by their receivers; outgoing is one of them
