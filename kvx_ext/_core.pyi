@@ -1121,8 +1121,10 @@ class LinkAgent:
     def renew(self, lease: int, ttl_s: float) -> None:
         """Let a lease last until `ttl_s` from now."""
 
-    def can_pull(self, peer: int, region: int) -> str:
-        """Empty when the peer's region can be copied on this host, else why not."""
+    def can_pull(self, peer: int, region: int, timeout_s: float = 0.0) -> str:
+        """
+        Empty when the peer's region can be copied on this host, else why not. Waits that long for the peer to announce it.
+        """
 
     def add_opaque_region(self, bytes: int) -> int:
         """

@@ -144,7 +144,7 @@ class BackendHost:
         verifies_device: Whether blocks that were copied between devices are read back and
             verified.
         peer_objection: Returns why a peer, by number, cannot copy out of a region of ours, as it
-            said itself; empty when it can.
+            said itself; empty when it can. Waits for its word as many seconds as are given.
     """
 
     agent: str
@@ -160,7 +160,7 @@ class BackendHost:
     number_of: Callable[[str], int]
     sight: Callable[[str], PeerSight]
     verifies_device: bool
-    peer_objection: Callable[[int, int], str]
+    peer_objection: Callable[[int, int, float], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +225,15 @@ class Channel(Protocol):
 class Selective(Protocol):
     """A channel that does not take every request its peer could make."""
 
-    def objection(self, plan: LinkPlan, *, is_write: bool) -> str:
-        """Return why this plan has to go another way; empty when it need not. Never blocks."""
+    def objection(self, plan: LinkPlan, *, is_write: bool, patience_s: float) -> str:
+        """Return why this plan has to go another way; empty when it need not.
+
+        Args:
+            plan: What is to move.
+            is_write: Whether to the peer.
+            patience_s: How long it may wait for what the peer has to say first, for instance of
+                memory that was registered just now; it does not block otherwise.
+        """
 
 
 @runtime_checkable

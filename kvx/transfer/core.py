@@ -165,8 +165,11 @@ class LinkCore(Protocol):
     def info(self, connection: int) -> dict[str, object]:
         """Return the fields of ConnectionInfo; PeerLost when it is gone."""
 
-    def can_pull(self, peer: int, region: int) -> str:
-        """Return why memory of a peer cannot be copied on this host; empty when it can."""
+    def can_pull(self, peer: int, region: int, timeout_s: float = 0.0) -> str:
+        """Return why memory of a peer cannot be copied on this host; empty when it can.
+
+        What it has registered just now is waited for as long as that.
+        """
 
     def add_region(self, address: int, bytes: int, fd: int = -1, fd_offset: int = 0) -> int:  # noqa: A002 - the native name
         """Let transfers touch memory; returns the region's number."""

@@ -79,7 +79,8 @@ class Transfer(Generic[ResultT]):
         self._driver = driver
         self._description = description
         self._lock = threading.Lock()
-        self._finished = threading.Event()
+        self._is_finished = False
+        self._finished: threading.Event | None = None  # made by the first who sleeps
         self._result: ResultT | None = None
         self._error: KvxError | None = None
         self._observed = False
@@ -87,7 +88,7 @@ class Transfer(Generic[ResultT]):
 
     def poll(self) -> TransferState:
         """Return the state now. Never blocks."""
-        return state_of(self._error) if self._finished.is_set() else TransferState.PENDING
+        return state_of(self._error) if self._is_finished else TransferState.PENDING
 
     def wait(self, timeout_s: float | None = None) -> ResultT:
         """Block until the transfer is terminal; other threads run meanwhile.
@@ -105,7 +106,7 @@ class Transfer(Generic[ResultT]):
             KvxError: Whatever else ended it.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._finished.is_set():
+        while not self._is_finished:
             remaining = 3600.0 if end is None else end - time.monotonic()
             if remaining <= 0:
                 raise TransferTimeout(
@@ -170,6 +171,11 @@ class Transfer(Generic[ResultT]):
 
     def wait_finished(self, timeout_s: float) -> bool:
         """Sleep until somebody else completes the transfer; for drivers. True once terminal."""
+        with self._lock:
+            if self._is_finished:
+                return True
+            if self._finished is None:
+                self._finished = threading.Event()
         return self._finished.wait(timeout_s)
 
     def __await__(self) -> Generator[object, None, ResultT]:
@@ -196,7 +202,7 @@ class Transfer(Generic[ResultT]):
         There, what it raises is logged: that thread completes other transfers too.
         """
         with self._lock:
-            if not self._finished.is_set():
+            if not self._is_finished:
                 self._callbacks.append(callback)
                 return
         callback()
@@ -208,7 +214,7 @@ class Transfer(Generic[ResultT]):
             False when the transfer had already ended; its outcome then stands. True otherwise;
             `wait` tells how it ended.
         """
-        if self._finished.is_set():
+        if self._is_finished:
             return False
         self._driver.cancel()
         return True
@@ -227,11 +233,13 @@ class Transfer(Generic[ResultT]):
     def complete(self, result: ResultT, error: KvxError | None = None) -> bool:
         """Make the transfer terminal; for its driver. False if it already was."""
         with self._lock:
-            if self._finished.is_set():
+            if self._is_finished:
                 return False
             self._result = result
             self._error = error
-            self._finished.set()
+            self._is_finished = True
+            if self._finished is not None:
+                self._finished.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
@@ -249,7 +257,7 @@ class Transfer(Generic[ResultT]):
 
     def __del__(self) -> None:
         """Warn when a failure was never looked at."""
-        if self._finished.is_set() and self._error is not None and not self._observed:
+        if self._is_finished and self._error is not None and not self._observed:
             warnings.warn(
                 f"nobody looked at the failure of {self._description}: {self._error}",
                 ResourceWarning,

@@ -94,11 +94,13 @@ void bind_agent_memory(nb::class_<PyAgent>& agent) {
           "lease"_a, "ttl_s"_a, "Let a lease last until `ttl_s` from now.")
       .def(
           "can_pull",
-          [](const PyAgent& self, uint64_t peer, uint32_t region) {
-            return self.agent->can_pull(peer, region).message();
+          [](const PyAgent& self, uint64_t peer, uint32_t region, double timeout_s) {
+            nb::gil_scoped_release release;
+            return self.agent->can_pull(peer, region, timeout_s).message();
           },
-          "peer"_a, "region"_a,
-          "Empty when the peer's region can be copied on this host, else why not.");
+          "peer"_a, "region"_a, "timeout_s"_a = 0.0,
+          "Empty when the peer's region can be copied on this host, else why not. Waits that long "
+          "for the peer to announce it.");
 }
 
 }  // namespace kvx::bind

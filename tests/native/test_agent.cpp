@@ -140,6 +140,23 @@ void test_lost(Case one) {
 
 // Transfers of all sizes while leases are revoked, transfers cancelled and deadlines short: what
 // is said to be there is there, and everything ends.
+// Whoever has heard of a region elsewhere waits for its announcement, and for nothing that is gone.
+void test_regions_are_awaited(Case one) {
+  if (one.link == Link::kTcp) return;
+  Two two(one.link, 4096);
+  const uint32_t next = two.theirs.id + 1;
+  std::thread waiter([&] { CHECK(two.one->can_pull(kOther, next, kPatienceS).ok()); });
+  Memory later;
+  later.create(*two.other, 4096);
+  waiter.join();
+  CHECK(later.id == next);
+  CHECK(two.other->remove_region(next, kPatienceS).ok());
+  while (two.one->can_pull(kOther, next).ok()) usleep(100);
+  const auto begun = std::chrono::steady_clock::now();
+  CHECK(two.one->can_pull(kOther, next, kPatienceS).code() == Code::kStale);
+  CHECK(std::chrono::steady_clock::now() - begun < std::chrono::duration<double>(kPatienceS / 2));
+}
+
 void test_storm(Case one, std::mt19937_64& random) {
   constexpr int64_t kBytes = 8 << 20;
   Two two(one.link, kBytes);
@@ -238,6 +255,7 @@ int main(int argc, char** argv) {
     test_leases_end(one);
     test_notes(one);
     test_lost(one);
+    test_regions_are_awaited(one);
     test_storm(one, random);
     test_hurried(one, random);
     test_close_under_way(one);

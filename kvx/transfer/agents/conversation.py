@@ -120,10 +120,22 @@ class Conversation:
         for record in self._roster.all():
             record.objections.pop(region, None)
 
-    def objection(self, number: int, region: int) -> str:
-        """Return why a peer cannot copy out of a region of ours; empty when it said it can."""
+    def objection(self, number: int, region: int, patience_s: float = 0.0) -> str:
+        """Return why a peer cannot copy out of a region of ours; empty when it said it can.
+
+        A peer on this host that was not asked long ago is waited for.
+        """
         record = self._roster.by_number(number)
-        return _UNREACHED if record is None else record.objections.get(region, _UNREACHED)
+        if record is None:
+            return _UNREACHED
+        told = record.objections.get(region)
+        if told is None and patience_s > 0:
+            with self._roster.changed:
+                self._roster.changed.wait_for(
+                    lambda: region in record.objections or not _is_beside_us(record), patience_s
+                )
+            told = record.objections.get(region)
+        return _UNREACHED if told is None else told
 
     def farewell(self, reason: str) -> None:
         """Tell everybody that this agent closes."""
@@ -152,6 +164,7 @@ class Conversation:
                     for region, text in message.objections.items()
                     if region in self._regions
                 )
+                self._roster.changed.notify_all()
             case Goodbye():
                 record.reason = f"it said: {message.reason}"
             case BackendWord():
@@ -201,3 +214,8 @@ class Conversation:
         except KvxError as error:
             # Whoever takes nothing is lost soon, and told everything again when it is back.
             _log.debug("%s was not told: %s", record.name, error)
+
+
+def _is_beside_us(record: PeerRecord) -> bool:
+    """Return whether a peer is connected over a unix socket: only those are asked."""
+    return any(lane.is_unix for lane in record.lanes.values())

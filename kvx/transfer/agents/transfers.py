@@ -143,15 +143,18 @@ class LinkDrive:
             job.blocks_done, job.bytes_done, job.codes(), job.checksums(), job.latency_ns / 1e9,
             self.backend,
         )  # fmt: skip
-        about = Circumstances(
-            self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s,
-            # A check of protocols takes longer than a small transfer: only where there is a reason.
-            job.reason() if state != "done" and isinstance(job, Reasoned) else "",
-        )  # fmt: skip
-        error = error_of(state, result, about, is_lost=job.is_lost())
+        error = None if state == "done" else self._error_of(state, result)
         self._is_settled = True
         if transfer.complete(result, error):
             self._desk.instruments.note_transfer(self._verb, result, error)
+
+    def _error_of(self, state: str, result: LinkResult) -> KvxError | None:
+        job = self.job
+        about = Circumstances(
+            self._verb, self._record.name, _in_words(self._record), job.bytes, self._deadline_s,
+            job.reason() if isinstance(job, Reasoned) else "",
+        )  # fmt: skip
+        return error_of(state, result, about, is_lost=job.is_lost())
 
 
 class TransferDesk:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -35,10 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _UNKNOWN_RANK = 1000
-_NOT_YET = "or not yet"
-_NEWS_S = 0.5
-_BETTER_S = 0.05
-_NEWS_EVERY_S = 0.001
+# What a peer registers is announced to us, which may be on its way behind the token that names it.
+_NEWS_S = 0.25
 
 
 def load_backends() -> tuple[list[Backend], dict[str, str]]:
@@ -213,40 +210,22 @@ class Ways:
         """
         if forced is not None and forced not in self._backends and forced not in self.failures:
             raise UsageError(f"backend = {forced!r}; here are {', '.join(self._backends)}")
-        begun = time.monotonic()
-        while True:
-            found, objections = self._find(record, plan, is_write, forced, timeout_s)
-            # What a peer registers is announced to us, which may be on its way behind its token: a
-            # better way is worth a moment, and the only one a longer wait.
-            patience_s = min(timeout_s, _NEWS_S if found is None else _BETTER_S)
-            is_awaited = any(_NOT_YET in why for why in objections.values())
-            if not is_awaited or time.monotonic() - begun > patience_s:
-                break
-            time.sleep(_NEWS_EVERY_S)
-        if found is not None:
-            return found
+        objections = {}
+        for name in self._order(record):
+            if forced is not None and forced != name:
+                continue
+            objection = self._objection(name, plan)
+            if not objection:
+                channel = self._connected(record, name, timeout_s)
+                objection = _channel_objection(channel, plan, is_write, min(timeout_s, _NEWS_S))
+                if not objection:
+                    return name, channel
+            objections[name] = objection
         told = [f"{name}: {why}" for name, why in objections.items()]
         raise UnavailableError(
             f"no way to {'write to' if is_write else 'read from'} {record.name}: "
             + ("; ".join(told) if told else str(self.explain(record, forced)))
         )
-
-    def _find(
-        self, record: PeerRecord, plan: LinkPlan, is_write: bool, forced: str | None,  # noqa: FBT001
-        timeout_s: float,
-    ) -> tuple[tuple[str, Channel] | None, dict[str, str]]:  # fmt: skip
-        objections: dict[str, str] = {}
-        for name in self._order(record):
-            if forced not in (None, name):
-                continue
-            objection = self._objection(name, plan)
-            if not objection:
-                channel = self._connected(record, name, timeout_s)
-                objection = _channel_objection(channel, plan, is_write=is_write)
-                if not objection:
-                    return (name, channel), objections
-            objections[name] = objection
-        return None, objections
 
     def close(self, timeout_s: float) -> None:
         """Close every endpoint, and let go of it: nothing is open any more."""
@@ -312,7 +291,12 @@ class Ways:
         )
 
 
-def _channel_objection(channel: Channel, plan: LinkPlan, *, is_write: bool) -> str:
+def _channel_objection(
+    channel: Channel,
+    plan: LinkPlan,
+    is_write: bool,
+    patience_s: float,  # noqa: FBT001
+) -> str:
     # Asked for every transfer; isinstance() of a protocol takes longer than a small one does.
     objection: Callable[..., str] | None = getattr(channel, "objection", None)
-    return "" if objection is None else objection(plan, is_write=is_write)
+    return "" if objection is None else objection(plan, is_write=is_write, patience_s=patience_s)

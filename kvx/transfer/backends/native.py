@@ -102,7 +102,7 @@ class NativeChannel:
             note=request.note,
         )
 
-    def objection(self, plan: LinkPlan, *, is_write: bool) -> str:
+    def objection(self, plan: LinkPlan, *, is_write: bool, patience_s: float) -> str:
         """Return why this plan has to go another way; see `Selective`."""
         if plan.memory.kind is not MemoryKind.HOST:
             return "it moves host memory only"
@@ -112,8 +112,8 @@ class NativeChannel:
             return ""
         if is_write:
             # The receiver pulls a write, so it is the peer that must be able to.
-            return self._host.peer_objection(self._number, plan.memory.region)
-        return self._core.can_pull(self._number, plan.remote_region)
+            return self._host.peer_objection(self._number, plan.memory.region, patience_s)
+        return self._core.can_pull(self._number, plan.remote_region, patience_s)
 
     def is_up(self) -> bool:
         """Return whether it can be used now; the core says so when it is not."""

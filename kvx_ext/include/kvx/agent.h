@@ -232,8 +232,8 @@ class Agent {
   // Ends it; what runs over it alone fails with kPeerLost.
   Status drop(uint64_t connection, const std::string& reason);
   Status info(uint64_t connection, ConnectionInfo* info) const;
-  // Whether the peer's memory can be copied on this host, and why not.
-  Status can_pull(uint64_t peer, uint32_t region) const;
+  // Whether the peer's memory can be copied on this host, and why not; waits for its announcement.
+  Status can_pull(uint64_t peer, uint32_t region, double timeout_s = 0.0) const;
 
   Status add_region(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset, uint32_t* id);
   // Memory that only a backend of its own can touch.

@@ -88,7 +88,7 @@ class RegionTable {
   // now on all the same; call again.
   Status remove(uint32_t id, double timeout_s);
 
-  // Those that are not being removed.
+  // Those that are not being removed, in the order of their numbers.
   std::vector<std::shared_ptr<const ExposedRegion>> all() const;
   int64_t bytes() const;  // of all, until they are removed
 

@@ -135,8 +135,8 @@ Status Agent::info(uint64_t connection, ConnectionInfo* info) const {
   return Status::Ok();
 }
 
-Status Agent::can_pull(uint64_t peer, uint32_t region) const {
-  return core_->can_pull(peer, region);
+Status Agent::can_pull(uint64_t peer, uint32_t region, double timeout_s) const {
+  return core_->can_pull(peer, region, time_after(timeout_s));
 }
 
 Status Agent::add_region(uint8_t* base, int64_t bytes, int fd, int64_t fd_offset, uint32_t* id) {

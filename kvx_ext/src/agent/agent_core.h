@@ -34,6 +34,7 @@ struct PeerRegion {
 struct PeerEntry {
   std::vector<std::shared_ptr<Connection>> connections;
   std::unordered_map<uint32_t, PeerRegion> regions;
+  uint32_t newest_region = 0;  // of those that were ever announced; numbers only grow
   std::shared_ptr<const LeaseView> leases;
   PeerProcess process;
   std::shared_ptr<UniqueFd> process_fd;  // readable once it has exited
@@ -94,9 +95,10 @@ class AgentCore : public std::enable_shared_from_this<AgentCore> {
   Status submit(RemoteRequest request, std::shared_ptr<RemoteRecord>* record);
   // Fills where the bytes of a region of the peer are found, and its page of leases. kUnavailable:
   // they cannot be copied on this host, and why.
+  void await_region(uint64_t peer, uint32_t region, TimePoint news_by);
   Status pull_source(uint64_t peer, uint32_t region, std::span<const Descriptor> blocks,
                      uint32_t slot, uint64_t generation, PullTask* task);
-  Status can_pull(uint64_t peer, uint32_t region);
+  Status can_pull(uint64_t peer, uint32_t region, TimePoint news_by);
   Status sight(uint64_t peer, std::shared_ptr<const PeerSight>* sight);
 
   // agent_ends.cpp
@@ -150,6 +152,7 @@ class AgentCore : public std::enable_shared_from_this<AgentCore> {
   std::atomic<bool> is_closed_{false};
 
   mutable std::mutex peers_mutex_;
+  std::condition_variable region_news_;  // a peer announced one, or its connection is gone
   std::unordered_map<uint64_t, std::shared_ptr<Connection>> connections_;  // peers_mutex_
   std::unordered_map<uint64_t, PeerEntry> peers_;                          // peers_mutex_
   std::unordered_map<uint64_t, std::shared_ptr<Listener>> listeners_;      // peers_mutex_

@@ -146,6 +146,7 @@ std::vector<std::shared_ptr<const ExposedRegion>> RegionTable::all() const {
     std::lock_guard region_lock(region->mutex_);
     if (!region->is_closing_) regions.push_back(region);
   }
+  std::ranges::sort(regions, {}, [](const auto& region) { return region->id(); });
   return regions;
 }
 

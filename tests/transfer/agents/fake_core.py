@@ -222,7 +222,7 @@ class FakeCore:
             **found.health,
         }  # fmt: skip
 
-    def can_pull(self, peer: int, region: int) -> str:  # noqa: ARG002
+    def can_pull(self, peer: int, region: int, timeout_s: float = 0.0) -> str:  # noqa: ARG002
         return self.pulls.get(region, "")
 
     def next_events(self, max: int, timeout_s: float) -> Sequence[Event]:  # noqa: A002, ARG002

@@ -93,7 +93,7 @@ class Rig:
             number_of=lambda _peer: 1,
             sight=_no_sight,
             verifies_device=False,
-            peer_objection=lambda _peer, _region: "",
+            peer_objection=lambda _peer, _region, _patience_s: "",
         )
         opening = made_by.get("opening") or NixlBackend(options).open
         self.endpoint = opening(host)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvx.errors import UnavailableError
 from kvx_bench.transfer.pair.notes import NoteDesk
 from kvx_bench.transfer.pair.side import Side
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 10.0
 _DEADLINE_S = 60.0
-_WAYS_S = 5.0
-_RETRY_S = 0.05
 
 
 class _Course:
@@ -83,7 +80,6 @@ class Initiator(Side):
         """Check both sides and run once; the first submission makes what the next ones reuse."""
         remote = self._remote(request["token"])
         is_write, backend = request["is_write"], request["backend"]
-        self._wait_possible(remote, request)
         began = time.perf_counter()
         blocks = self._peer_is.blocks(lease=remote)
         prepared = self.agent.prepare(self.blocks(request), blocks)
@@ -94,22 +90,6 @@ class Initiator(Side):
         self._number += 1
         self._courses[self._number] = course
         return {"course": self._number, "prepare_s": prepare_s}
-
-    def _wait_possible(self, remote: kvx.RemoteLease, request: dict[str, Any]) -> None:
-        """Wait for the peer's word that it can reach our memory, which comes a moment later."""
-        local = self.blocks(request)[:1]
-        until = time.monotonic() + _WAYS_S
-        while True:
-            prepared = self.agent.prepare(local, self._peer_is.blocks([0], lease=remote))
-            course = _Course(prepared, request["backend"], is_write=request["is_write"])
-            try:
-                course.once()
-            except UnavailableError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(_RETRY_S)
-            else:
-                return
 
     def _post(self, request: dict[str, Any]) -> dict[str, Any]:
         """Submit blocks in any order, as a cache's are, described anew each time and prepared."""

@@ -48,7 +48,9 @@ class CudaIpcChannel:
             raise UnavailableError(f"the way to {self.peer} is closed")
         return self._write(request) if request.is_write else self._read(request)
 
-    def objection(self, plan: LinkPlan, *, is_write: bool) -> str:
+    def objection(
+        self, plan: LinkPlan, *, is_write: bool, patience_s: float,  # noqa: ARG002 - asks nobody
+    ) -> str:  # fmt: skip
         """Return why this plan has to go another way; see `Selective`."""
         is_remote_device = plan.remote_region >= OPAQUE_REGIONS
         is_local_device = plan.memory.kind is MemoryKind.DEVICE

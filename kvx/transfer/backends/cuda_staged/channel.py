@@ -44,7 +44,9 @@ class CudaStagedChannel:
             return write.job
         return self._carry(request)
 
-    def objection(self, plan: LinkPlan, *, is_write: bool) -> str:
+    def objection(
+        self, plan: LinkPlan, *, is_write: bool, patience_s: float,  # noqa: ARG002 - asks nobody
+    ) -> str:  # fmt: skip
         """Return why this plan has to go another way; see `Selective`."""
         is_remote_device = plan.remote_region >= OPAQUE_REGIONS
         if plan.memory.kind is MemoryKind.DEVICE:
