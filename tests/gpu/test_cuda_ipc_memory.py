@@ -19,24 +19,11 @@ from kvx.transfer.memory import MemoryRegion
 from kvx.transfer.owner import pattern
 from kvx_ext import _core
 from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, open_ipc
-from tests.gpu.rig import Gpu, on_simulated
+from tests.gpu.rig import Gpu
 from tests.sim.cuda_calls import GRANULARITY, AllocationProperties, DriverCalls, MemLocation
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
 INVALID_VALUE = 1
-
-
-@pytest.fixture
-def sim(simulated_driver: SimulatedDriver) -> Iterator[Gpu]:
-    with on_simulated(simulated_driver) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def driver(simulated_driver: SimulatedDriver) -> Iterator[SimulatedDriver]:
-    yield simulated_driver
-    for engine in Engine:
-        simulated_driver.thaw(engine)
 
 
 @pytest.fixture
