@@ -168,8 +168,8 @@ class Job:
 
     @property
     def ended_ns(self) -> int:
-        """When it became terminal, of the monotonic clock."""
-        return self._begun_ns + self._latency_ns
+        """When it became terminal, by time.monotonic_ns(); now when it has not."""
+        return self._begun_ns + self.latency_ns
 
     def expire(self) -> None:
         """End it if its deadline has passed."""
