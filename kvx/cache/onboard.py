@@ -77,6 +77,8 @@ class Onboard(Operation):
         self._way = way or HOST_WAY
         self._hbm = space.hbm_pool
         self._peers = None if shared.peers is None else PeerFetches(self, shared.peers)
+        # Rows that somebody else did not bring in time, though this operation had time left.
+        self._is_late = np.zeros(len(keys), np.bool_)
         self._is_hbm_down = False
         if self._way.is_down:
             self._refuse_all(MissReason.TIER_DOWN)
@@ -235,6 +237,11 @@ class Onboard(Operation):
             else:
                 self._settle_reason(rows, reasons)
 
+    def look_elsewhere(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
+        """As `look_again`, for rows that a peer or S3 did not bring, for whatever reason."""
+        self._is_late[rows] = reasons == MissReason.DEADLINE
+        self.look_again(rows, reasons)
+
     def _read(self, rows: npt.NDArray[np.int64]) -> None:
         """Bring rows that another tier has into DRAM slots and on; the rest are misses."""
         rows = self._read_from_hbm(rows)
@@ -249,9 +256,8 @@ class Onboard(Operation):
         self._miss(rows if self._peers is None else self._peers.launch(rows))
 
     def _has_run_out(self) -> bool:
-        is_late = self.reasons == MissReason.DEADLINE
-        # A peer has a deadline of its own: that it was late is a miss like any other.
-        return bool((is_late if self._peers is None else is_late & ~self._peers.is_late).any())
+        # Peers and S3 have deadlines of their own: that they were late is a miss like any other.
+        return bool(((self.reasons == MissReason.DEADLINE) & ~self._is_late).any())
 
     def _read_from_hbm(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Fetch rows that only HBM has for a target in host memory; returns those that are left."""
