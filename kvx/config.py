@@ -262,6 +262,18 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+def read_secret(variable: str) -> bytes:
+    """Return the secret in a variable of the environment, without white space around it.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        raise ConfigError(f"the environment has no {variable}, which should hold a secret")
+    return text.strip().encode()
+
+
 def _read(source: object) -> object:
     if not isinstance(source, str | Path):
         raise ConfigError(f"a configuration is a mapping or the path of a file, not {source!r}")

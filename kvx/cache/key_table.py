@@ -63,5 +63,5 @@ class KeyTable:
 
     def get(self, keys: Keys) -> tuple[Mask, npt.NDArray[np.uint64]]:
         """Return which keys are there, (n,) bool, and their values; touches them."""
-        mask, _, _, values = self._index.lookup(keys, 0, True, False)
+        mask, _, _, values = self._index.lookup(keys, 0, touch=True, pin=False)
         return mask, values

@@ -57,7 +57,8 @@ class Part:
     @property
     def last_key(self) -> bytes:
         """What the object is named by."""
-        return self.group_keys[-1].tobytes()
+        last: bytes = self.group_keys[-1].tobytes()
+        return last
 
     @property
     def keys(self) -> npt.NDArray[np.uint8]:

@@ -139,9 +139,7 @@ class KnownObjects:
                 self._keys = np.concatenate(
                     [self._keys, np.zeros((more, self._width, 16), np.uint8)]
                 )
-                self._namespace_ids = np.append(
-                    self._namespace_ids, np.full(more, -1, np.int32)
-                )
+                self._namespace_ids = np.append(self._namespace_ids, np.full(more, -1, np.int32))
             else:
                 self._next = 0
         group, self._next = self._next, self._next + 1

@@ -27,6 +27,7 @@ from kvx.cache.s3.loop import LoopThread
 from kvx.cache.s3.reads import Reads
 from kvx.cache.s3.tidying import Tidying
 from kvx.cache.s3.writing import Writing
+from kvx.errors import UsageError
 from kvx.tier_config import Eviction
 
 if TYPE_CHECKING:
@@ -124,6 +125,15 @@ class S3Tier:
         """
         return self._lookups.ensure(namespace_id, keys, num_held, wait_s)
 
+    def takes(self, block_bytes: int) -> bool:
+        """Return whether blocks of a size can be stored as objects; says why not in the log."""
+        try:
+            GroupShape(self.config.blocks_per_object, block_bytes, self.sealer is not None)
+        except UsageError as error:
+            _log.warning("blocks of %d bytes are not kept in S3: %s", block_bytes, error)
+            return False
+        return True
+
     def shape_of(self, namespace_id: int) -> GroupShape:
         """Return how objects of a namespace are made."""
         facts = self._shared.names.describe(np.array([namespace_id], np.int32))
@@ -140,13 +150,13 @@ class S3Tier:
         """Return when a call that begins now has to end, of the monotonic clock."""
         return time.monotonic() + self.config.deadline_s
 
-    def drop(self, namespace_id: int, keys: Keys) -> int:
-        """Delete the objects that hold blocks, with all that is in them, for every machine.
+    def drop(self, namespace_id: int, keys: Keys) -> Mask:
+        """Delete the objects that are known to hold blocks, with all in them, for every machine.
 
         Returns:
-            How many of the blocks objects were known to hold.
+            (n,) bool, which of the blocks that was.
         """
-        held = int(self.known.find(keys).mask.sum())
+        held = self.known.find(keys).mask
         last_keys = self.known.forget(keys)
         for last_key in last_keys:
             self.known.note_absent(last_key)
