@@ -85,6 +85,7 @@ class Onboard(Operation):
         # Rows that somebody else did not bring in time, though this operation had time left.
         self._is_late = np.zeros(len(keys), np.bool_)
         self._is_hbm_down = False
+        self.is_prefetch = target is None
         if self._way.is_down:
             self._refuse_all(MissReason.TIER_DOWN)
         elif self._way.link is not None:

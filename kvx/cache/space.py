@@ -151,6 +151,8 @@ class CacheSpace:
     ) -> Transfer[TransferResult]:
         """Copy blocks from the cache to the engine; returns at once.
 
+        Of S3, what `match` or a prefetch has found before: nobody waits here for a search.
+
         A block that cannot be served is a miss with its reason in the result. Its target then holds
         what it held, or 0xFF bytes (NaN) if wrong bytes had been on their way there. Blocks for
         device memory are verified before they are sent, so there it always holds what it held.
@@ -177,7 +179,8 @@ class CacheSpace:
     ) -> Transfer[TransferResult]:
         """Bring blocks up into DRAM ahead of their use; as `onboard` without a target.
 
-        Blocks that HBM has stay there alone: they are as high as they can be.
+        Blocks that HBM has stay there alone: they are as high as they can be. Objects in S3 are
+        looked for when `hashes` begin at the start of a prompt, and brought once they are found.
         """
         return self._fetch(as_hash_array(hashes), None, deadline_s)
 

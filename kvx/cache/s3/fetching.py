@@ -85,6 +85,9 @@ class S3Fetches:
         rest = self._is_tried[rows]
         if rest.all() or not self._tier.is_up():
             return rows
+        if not self._is_looked_up(rows):
+            self._operation.postpone(rows)
+            return rows[:0]
         found = self._tier.known.find(self._operation.keys[rows])
         rest |= ~found.mask
         taken = np.flatnonzero(~rest)
@@ -94,6 +97,16 @@ class S3Fetches:
         for part in self._parts(rows[taken], found.groups[taken], found.places[taken]):
             self._begin(part)
         return rows[rest]
+
+    def _is_looked_up(self, rows: Rows) -> bool:
+        """Have objects looked for that nobody has matched; False while a prefetch waits for that.
+
+        Somebody who is about to compute what is missing does not wait: for them there is `match`.
+        """
+        operation = self._operation
+        first = int(rows.min())
+        is_final = self._tier.look_up(operation.namespace_id, operation.keys, first, 0.0)
+        return is_final or not operation.is_prefetch
 
     def _parts(self, rows: Rows, groups: Rows, places: Rows) -> Iterator[Part]:
         """Cut rows where objects end, where blocks between are not wanted, and where it is much."""

@@ -2,7 +2,7 @@
 
 It may be wrong at any time: another machine stores and deletes, too. What is said to be there and
 is not costs a request and is forgotten; what is said not to be there is asked for again later.
-Bounded: the longest unused are forgotten.
+Bounded: those that became known first are forgotten first.
 """
 
 from __future__ import annotations

@@ -97,6 +97,15 @@ def test_groups_go_on_across_offloads(bucket: Bucket, open_s3_cache: Opener) -> 
     assert bring(other, 16).num_blocks == 16
 
 
+def test_a_prefetch_looks_for_objects_by_itself(bucket: Bucket, open_s3_cache: Opener) -> None:
+    ours, space = open_s3_cache()
+    store(ours, space, 8)
+    _, other = open_s3_cache()
+    bucket.latency_s = 0.01
+    assert other.prefetch(make_hashes(11)).wait().num_blocks == 8
+    assert (bring(other, 8).tiers == kvx.TierKind.DRAM).all()
+
+
 def test_tenants_share_nothing(bucket: Bucket, open_s3_cache: Opener) -> None:
     cache, space = open_s3_cache()
     store(cache, space, 8)

@@ -1,1 +1,0 @@
-def open_store(config): raise NotImplementedError
