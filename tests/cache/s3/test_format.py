@@ -292,11 +292,8 @@ def test_spans_lie_one_behind_the_other(
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     group = Group()
-    good = {
-        "keys": group.keys,
-        "checksums": group.checksums,
-        "addresses": addresses_of(group.blocks),
-    }
+    addresses = addresses_of(group.blocks)
+    good = {"keys": group.keys, "checksums": group.checksums, "addresses": addresses}
     for wrong in ({"keys": group.keys[:3]}, {"checksums": group.checksums[:3]},
                   {"addresses": addresses[:3]}, {"sealer": SEALER},
                   {"target": np.zeros(7, np.uint8)}):  # fmt: skip
