@@ -118,6 +118,18 @@ def test_the_right_key_over_the_wrong_bytes_is_corrupt() -> None:
     assert decode(group, body).codes == [Code.OK, Code.OK, Code.CORRUPT, Code.OK]
 
 
+@pytest.mark.parametrize("offset", [0, 16, 32, 48, 52])
+def test_a_head_that_says_something_else_is_not_what_was_asked_for(offset: int) -> None:
+    """Key, salt, checksum, place, bytes: the head's own checksum is right, and the block is."""
+    group = Group()
+    body = group.encode()
+    start, _ = group.shape.span(1, 1)
+    head = bytearray(body[start : start + 56].tobytes())
+    head[offset] ^= 2
+    body[start : start + 64] = np.frombuffer(with_crc(bytes(head)), np.uint8)
+    assert decode(group, body).codes == [Code.OK, Code.CORRUPT, Code.OK, Code.OK]
+
+
 def test_expired_frames_are_stale() -> None:
     group = Group(expiry_s=NOW_S)
     body = group.encode()

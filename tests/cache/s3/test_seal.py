@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kvx.cache.s3.format import read_header
-from kvx.cache.s3.seal import Sealer
+from kvx.cache.s3.seal import ObjectSeal, Sealer
 from kvx.errors import UnavailableError, UsageError
 from kvx.transfer.codes import Code
 from tests.cache.s3.groups import SEALER, Group, decode, with_crc
@@ -84,6 +84,15 @@ def test_a_head_that_was_changed_with_its_checksum(offset: int) -> None:
     head[offset] ^= 2
     body[start : start + 64] = np.frombuffer(with_crc(bytes(head)), np.uint8)
     assert decode(group, body).codes == [Code.OK, Code.CORRUPT, Code.OK, Code.OK]
+
+
+def test_a_seal_does_not_replace_the_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer whose checksums are wrong is not believed because its seal is right."""
+    group = Group(sealer=SEALER)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectSeal, "masks", lambda *_: np.zeros(4, np.uint64))
+        body = group.encode()
+    assert decode(group, body).codes == [Code.CORRUPT] * 4
 
 
 def test_a_plain_object_in_the_place_of_a_sealed_one() -> None:
