@@ -261,9 +261,9 @@ class S3TierConfig:
         known_objects_max: Most objects remembered as present or absent.
         absent_s: Seconds for which an absent object is not looked for again.
         admission: Which groups are worth storing.
-        seal_key_file: File with 64 hexadecimal digits that objects are encrypted with, for its
+        seal_key_file: File with 32 bytes, raw or as hex, that objects are encrypted with, for its
             owner alone.
-        seal_key_env: Environment variable with the same.
+        seal_key_env: Environment variable with the same as hex.
     """
 
     bucket: str

@@ -265,8 +265,11 @@ def read_header(buffer: Body, name: str = "") -> Header:
         fields["salt"].tobytes(),
         fields["seal_id"].tobytes(),
     )
+    is_salted = any(header.salt) and any(header.seal_id)
+    is_bare = not any(header.salt + header.seal_id)
+    is_sound = is_salted if shape.is_sealed else is_bare
     # Whatever the fields do not say again is something this version does not write.
-    if pack_header(header) != data or facts.first_block % shape.num_blocks:
+    if pack_header(header) != data or facts.first_block % shape.num_blocks or not is_sound:
         raise _damaged(name, "its header is senseless: fields contradict each other")
     return header
 

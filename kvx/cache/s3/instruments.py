@@ -14,19 +14,28 @@ class S3Instruments:
 
     def __init__(self, registry: Registry) -> None:
         """Register everything under `kvx_s3_`."""
+        self._calls = registry.counter(
+            "kvx_s3_calls_total", "Calls that ended, retries included, by verb and outcome",
+            ("verb", "outcome"),
+        )  # fmt: skip
+        self._call_time = registry.histogram(
+            "kvx_s3_call_seconds", "Time of calls that succeeded, waiting included", ("verb",)
+        )
         self._requests = registry.counter(
             "kvx_s3_requests_total", "Requests that ended, by verb and outcome", ("verb", "outcome")
         )
-        self._latency = registry.histogram(
+        self._request_time = registry.histogram(
             "kvx_s3_request_seconds", "Time of requests that succeeded", ("verb",)
         )
         self._retries = registry.counter(
-            "kvx_s3_retries_total", "Requests made again after a failure", ("verb",)
+            "kvx_s3_retries_total", "Requests made again, by verb and why", ("verb", "fault")
         )
         self._hedges = registry.counter(
-            "kvx_s3_hedges_total", "Second requests made because the first was slow, by outcome",
-            ("outcome",),
-        )  # fmt: skip
+            "kvx_s3_hedges_total", "Second requests made because the first was slow", ("verb",)
+        )
+        self._hedges_won = registry.counter(
+            "kvx_s3_hedges_won_total", "Those of them that were answered first", ("verb",)
+        )
         self._bytes = registry.counter(
             "kvx_s3_bytes_total", "Bytes of objects moved, by direction", ("direction",)
         )
@@ -40,19 +49,29 @@ class S3Instruments:
             "kvx_s3_deleted_objects_total", "Objects deleted, by reason", ("reason",)
         )
 
-    def note_request(self, verb: str, fault: ObjectFault | None, seconds: float) -> None:
-        """Count a request that has ended; `fault` is None when it succeeded."""
+    def note_call(self, verb: str, seconds: float, fault: ObjectFault | None) -> None:
+        """See `EffortInstruments`."""
+        self._calls.add(1, (verb, "ok" if fault is None else fault.value))
+        if fault is None:
+            self._call_time.observe(seconds, (verb,))
+
+    def note_attempt(self, verb: str, seconds: float, fault: ObjectFault | None) -> None:
+        """See `EffortInstruments`."""
         self._requests.add(1, (verb, "ok" if fault is None else fault.value))
         if fault is None:
-            self._latency.observe(seconds, (verb,))
+            self._request_time.observe(seconds, (verb,))
 
-    def note_retry(self, verb: str) -> None:
-        """Count a request that is made again."""
-        self._retries.add(1, (verb,))
+    def note_retry(self, verb: str, fault: ObjectFault) -> None:
+        """See `EffortInstruments`."""
+        self._retries.add(1, (verb, fault.value))
 
-    def note_hedge(self, *, has_won: bool) -> None:
-        """Count a second request, and whether it was the first to answer."""
-        self._hedges.add(1, ("won" if has_won else "lost",))
+    def note_hedge(self, verb: str) -> None:
+        """See `EffortInstruments`."""
+        self._hedges.add(1, (verb,))
+
+    def note_hedge_won(self, verb: str) -> None:
+        """See `EffortInstruments`."""
+        self._hedges_won.add(1, (verb,))
 
     def note_read(self, num_bytes: int) -> None:
         """Count bytes that were read and verified."""

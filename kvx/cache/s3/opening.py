@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvx.cache.s3.obstore_store import open_store
-from kvx.cache.s3.seal import SEAL_KEY_BYTES, Sealer
+from kvx.cache.s3.seal import Sealer
 from kvx.cache.s3.tier import S3Tier
-from kvx.config import read_key, read_secret
-from kvx.errors import ConfigError
+from kvx.config import seal_key
 from kvx.tier_config import S3TierConfig
 
 if TYPE_CHECKING:
@@ -42,22 +41,5 @@ def open_sealer(config: S3TierConfig) -> Sealer | None:
     Raises:
         ConfigError: The key is missing or malformed; it is never shown.
     """
-    if config.seal_key_file is not None:
-        return Sealer(_key_of(read_key(config.seal_key_file), "seal_key_file"))
-    if config.seal_key_env:
-        return Sealer(_key_of(read_secret(config.seal_key_env), "seal_key_env"))
-    return None
-
-
-def _key_of(digits: bytes, setting: str) -> bytes:
-    try:
-        key = bytes.fromhex(digits.decode("ascii"))
-    except ValueError:
-        key = b""
-    if len(key) != SEAL_KEY_BYTES:
-        raise ConfigError(
-            f"{setting}: {len(digits)} bytes that are no key: {2 * SEAL_KEY_BYTES} hexadecimal "
-            "digits are needed; `openssl rand -hex 32` makes some",
-            key=setting,
-        )
-    return key
+    key = seal_key(config)
+    return None if key is None else Sealer(key)

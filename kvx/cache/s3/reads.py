@@ -92,6 +92,7 @@ class Reads:
                 lambda: tier.store.get(name, start, size_bytes),
                 ends_at=request.ends_at,
                 may_hedge=True,
+                size_bytes=size_bytes,
             )
         except ObjectError as error:
             self._note_failure(error, part)

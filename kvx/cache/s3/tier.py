@@ -10,6 +10,7 @@ All calls run on one thread of the tier, each within a deadline; nothing here wa
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STORE_CLOSE_S = 1.0
+# A request that was cut sooner says nothing of the service.
+_PATIENCE_S = 1.0
 
 
 class S3Tier:
@@ -55,7 +58,7 @@ class S3Tier:
         config: The tier's configuration.
         store: The bucket; for the loop's thread.
         sealer: What seals objects; None where they are not sealed.
-        effort: How hard calls are tried; for the loop's thread, but for `is_up` and `stats`.
+        effort: How hard calls are tried; for the loop's thread, but for `stats`.
         known: What is known of objects.
         ledger: What they take.
         instruments: Its counters.
@@ -77,10 +80,12 @@ class S3Tier:
         self.store = store
         self.sealer = sealer
         self.instruments = S3Instruments(shared.instruments.registry)
+        self._breaker = Breaker(breaker)
         self.effort = Effort(
+            self._breaker,
+            self.instruments,
             max_in_flight=config.max_in_flight,
-            breaker=Breaker(breaker),
-            instruments=self.instruments,
+            patience_s=min(_PATIENCE_S, config.deadline_s / 2),
         )
         self.known = KnownObjects(
             config.blocks_per_object, config.known_objects_max, config.absent_s
@@ -101,7 +106,7 @@ class S3Tier:
 
     def is_up(self) -> bool:
         """Return whether it may be used now (a half-open breaker lets a probe through)."""
-        return self.effort.is_up()
+        return self._breaker.allow()
 
     def holds(self, keys: Keys) -> Mask:
         """Return which of (n, 16) uint8 keys objects are known to hold, while it is up."""
@@ -175,7 +180,7 @@ class S3Tier:
             "used_bytes": self.ledger.used_bytes,
             "pending_bytes": self.writing.pending_bytes,
             "is_up": self.is_up(),
-            **self.effort.stats(),
+            **dataclasses.asdict(self.effort.stats()),
         }
 
     def flush(self, timeout_s: float) -> bool:

@@ -149,6 +149,7 @@ class Writing:
                 "put",
                 lambda: tier.store.put(name, body.data, only_if_absent=True),
                 ends_at=tier.ends_at(),
+                size_bytes=len(body),
             )
         except ObjectError as error:
             if error.fault is not ObjectFault.CONFLICT:
