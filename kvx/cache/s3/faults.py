@@ -212,9 +212,7 @@ _REMEDIES: Mapping[ObjectFault, str] = {
     ),
 }
 _NO_TLS = "it speaks no TLS that we do: correct `endpoint` (http or https?)"
-_NO_CONNECTION = (
-    "no connection could be made: look whether the service runs at `endpoint`"
-)
+_NO_CONNECTION = "no connection could be made: look whether the service runs at `endpoint`"
 _NO_CONNECTION_IN_TIME = (
     "no connection stood within {connect_timeout_s} s: look at the network, or raise"
     " `connect_timeout_s`"

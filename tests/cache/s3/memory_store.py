@@ -59,7 +59,7 @@ class MemoryStore:
         bucket = self.bucket
         bucket.calls[verb] += 1
         await asyncio.sleep(bucket.latency_s)
-        while bucket.is_frozen:
+        while bucket.is_frozen:  # noqa: ASYNC110 - it is thawed on another thread
             await asyncio.sleep(0.005)
         fault = bucket.fault(verb, name)
         if fault is not None:
