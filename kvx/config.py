@@ -15,8 +15,9 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
 
-`seal_key` reads the variable that the S3 tier's `seal_key_env` names, `cache_directory`
-XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR.
+`cache_directory` reads XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `seal_key` what the S3
+tier's `seal_key_env` names, `aws_environment` what AWS's own tools read; the S3 client reads the
+secrets among it itself.
 """
 
 import dataclasses
@@ -243,6 +244,32 @@ def runtime_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """
     base = Path(environment.get("XDG_RUNTIME_DIR", ""))
     return base / "kvx" if base.is_absolute() else Path(f"/tmp/kvx-{os.getuid()}")  # noqa: S108 - checked by its user
+
+
+@dataclass(frozen=True, slots=True)
+class AwsEnvironment:
+    """What AWS's variables decide besides the secrets.
+
+    Attributes:
+        endpoint: URL of the service; empty for AWS.
+        has_credentials: Whether keys or a web identity are named; they come before files.
+    """
+
+    endpoint: str
+    has_credentials: bool
+
+
+def aws_environment(environment: Mapping[str, str] = os.environ) -> AwsEnvironment:
+    """Return what the variables of AWS's tools say.
+
+    Source: AWS SDKs and Tools Reference Guide, "Environment variables".
+    """
+    endpoints = (environment.get(f"AWS_ENDPOINT_URL{end}", "") for end in ("_S3", ""))
+    names = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")
+    return AwsEnvironment(
+        endpoint=next(filter(None, endpoints), ""),
+        has_credentials=any(environment.get(name) for name in names),
+    )
 
 
 def read_key(path: Path) -> bytes:

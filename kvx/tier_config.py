@@ -247,7 +247,7 @@ class S3TierConfig:
         region: As the service calls it.
         profile: Of the AWS configuration files; empty for the default chain of credentials.
         is_anonymous: Whether requests are not signed.
-        ca_file: Certificates to trust instead of the system's.
+        ca_file: Certificates to trust besides the system's.
         blocks_per_object: Consecutive blocks of a prompt in one object; the same everywhere.
         max_in_flight: Most requests at a time; fewer when the service is slow.
         deadline_s: Most seconds any call takes, retries included.
