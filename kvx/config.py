@@ -15,9 +15,9 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
 
-`cache_directory` reads XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `seal_key` what the S3
-tier's `seal_key_env` names, `aws_environment` what AWS's own tools read; the S3 client reads the
-secrets among it itself.
+`seal_key` reads the variable that the S3 tier's `seal_key_env` names, `cache_directory`
+XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's own tools read; the
+S3 client reads the secrets among it itself.
 """
 
 import dataclasses
