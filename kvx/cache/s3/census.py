@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Names are made up by whoever may write to the bucket: memory is bounded all the same.
 NAMESPACES_MAX: Final = 10_000
-_WINDOW_BYTES: Final = 32 << 20
+_WINDOW_BYTES: Final = 8 << 20
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Verification:
 async def verify(
     inventory: Inventory, facts: ObjectFacts, header: Header, sealer: Sealer | None
 ) -> Verification:
-    """Read every block of an object and verify it; holds 32 MiB of it, or one block, at a time.
+    """Read every block of an object and verify it; holds 8 MiB of it, or one block, at a time.
 
     Args:
         inventory: The bucket.

@@ -1,7 +1,6 @@
 """What lies in a bucket: listed a page at a time, judged object by object, in bounded memory.
 
-For people and for `kvx inspect` and `kvx gc`. Nothing is changed but by `Inventory.delete`. A call
-that fails for a passing reason is made again a few times; what still fails is raised.
+For people and for `kvx inspect` and `kvx gc`. Nothing is changed but by `Inventory.delete`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from kvx.errors import CorruptBlock, IncompatibleError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
+    from kvx.cache.s3.effort import Effort
     from kvx.cache.s3.store import ObjectFacts, ObjectStore
 
-T = TypeVar("T")
-_ATTEMPTS: Final = 5
-_PAUSE_S: Final = 0.2
+AnswerT = TypeVar("AnswerT")
+# Gone, or another one by now.
+_CHANGED: Final = frozenset({ObjectFault.MISSING, ObjectFault.RANGE})
 
 
 class Verdict(enum.StrEnum):
@@ -61,26 +61,26 @@ class Inventory:
     def __init__(
         self,
         store: ObjectStore,
-        prefix: str,
+        effort: Effort,
         *,
-        deadline_s: float = 5.0,
+        prefix: str,
+        deadline_s: float = 30.0,
         max_in_flight: int = 16,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Take the store; the caller closes it.
 
         Args:
             store: The bucket.
+            effort: How hard calls are tried.
             prefix: As in the tier's configuration.
-            deadline_s: Most seconds of one attempt of a call.
+            deadline_s: Most seconds of a call, retries included.
             max_in_flight: Most objects looked at at a time.
-            sleep: Waits between attempts.
         """
         self.prefix = prefix
         self._store = store
+        self._effort = effort
         self._deadline_s = deadline_s
         self._max_in_flight = max_in_flight
-        self._sleep = sleep
 
     async def pages(self, within: str = "") -> AsyncIterator[Sequence[ObjectFacts]]:
         """Yield all objects below the prefix whose names go on with `within`, in order.
@@ -90,24 +90,28 @@ class Inventory:
         """
         prefix, after = root(self.prefix) + within, ""
         # Each page is asked for by the name before it, so that an interruption costs nothing.
-        while page := await self.tried(lambda: self._page(prefix, after)):  # noqa: B023 - awaited
+        while page := await self._call("list", lambda: self._page(prefix, after)):  # noqa: B023 - awaited
             yield page
             after = page[-1].name
 
-    async def judge_all(
-        self, page: Iterable[ObjectFacts], *, now_s: float, older_than_s: float | None = None
-    ) -> list[Finding]:
-        """Return what each object of a page is, in no order; as `judge`."""
-        waiting, found = iter(page), list[Finding]()
+    async def over(
+        self, page: Iterable[ObjectFacts], work: Callable[[ObjectFacts], Awaitable[AnswerT]]
+    ) -> list[AnswerT]:
+        """Return what `work` makes of each object, in no order; `max_in_flight` at a time.
 
-        async def work() -> None:
+        Raises:
+            ObjectError: Of the first work that raised one; the others were cancelled.
+        """
+        waiting, found = iter(page), list[AnswerT]()
+
+        async def worker() -> None:
             for facts in waiting:
-                found.append(await self.judge(facts, now_s=now_s, older_than_s=older_than_s))
+                found.append(await work(facts))
 
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(self._max_in_flight):
-                    workers.create_task(work())
+                    workers.create_task(worker())
         except* ObjectError as group:
             raise group.exceptions[0] from None
         return found
@@ -137,7 +141,7 @@ class Inventory:
         except CorruptBlock as error:
             return Finding(facts, Verdict.DAMAGED, str(error))
         except ObjectError as error:
-            if error.fault is not ObjectFault.MISSING:
+            if error.fault not in _CHANGED:
                 raise
             return Finding(facts, Verdict.GONE)
 
@@ -147,33 +151,19 @@ class Inventory:
         Raises:
             ObjectError: As `ObjectStore.get`.
         """
-        return await self.tried(lambda: self._store.get(facts.name, start, size_bytes))
+        return await self._call(
+            "get", lambda: self._store.get(facts.name, start, size_bytes), size_bytes=size_bytes
+        )
 
     async def delete(self, names: Sequence[str]) -> None:
         """Delete up to DELETE_BATCH_MAX objects."""
-        await self.tried(lambda: self._store.delete(names))
+        await self._call("delete", lambda: self._store.delete(names))
 
-    async def tried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Return what a call returns, made again where it failed for a passing reason."""
-        for number in range(1, _ATTEMPTS):
-            try:
-                return await self._bounded(attempt)
-            except ObjectError as error:
-                if not error.fault.is_transient:
-                    raise
-            await self._sleep(_PAUSE_S * 2**number)
-        return await self._bounded(attempt)
-
-    async def _bounded(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                return await attempt()
-        except TimeoutError:
-            raise ObjectError(
-                f"the object store did not answer within {self._deadline_s:g} s; see to the "
-                "endpoint, or give it longer with --deadline",
-                fault=ObjectFault.TIMEOUT,
-            ) from None
+    async def _call(
+        self, verb: str, attempt: Callable[[], Awaitable[AnswerT]], *, size_bytes: int = 0
+    ) -> AnswerT:
+        ends_at = asyncio.get_running_loop().time() + self._deadline_s
+        return await self._effort.call(verb, attempt, ends_at=ends_at, size_bytes=size_bytes)
 
     async def _page(self, prefix: str, after: str) -> Sequence[ObjectFacts]:
         async for page in self._store.list(prefix, after=after):

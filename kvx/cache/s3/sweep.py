@@ -42,11 +42,9 @@ class SweepRules:
             return f"v{FORMAT_VERSION}/{self.public_id.hex()}/"
         return "v" if self.has_other_versions else f"v{FORMAT_VERSION}/"
 
-    def dooms(self, finding: Finding) -> bool:
-        """Return whether an object is garbage."""
-        if finding.verdict is Verdict.OTHER_VERSION:
-            return self.has_other_versions
-        return finding.verdict in _GARBAGE
+    def dooms(self, verdict: Verdict) -> bool:
+        """Return whether objects of this kind are garbage."""
+        return verdict in _GARBAGE or (verdict is Verdict.OTHER_VERSION and self.has_other_versions)
 
 
 @dataclass(slots=True)
@@ -100,13 +98,14 @@ async def sweep(
         ObjectError: A call failed, and failed again. What was counted as deleted is.
     """
     async for page in inventory.pages(rules.within):
-        findings = await inventory.judge_all(
-            page, now_s=rules.now_s, older_than_s=rules.older_than_s
+        findings = await inventory.over(
+            page,
+            lambda one: inventory.judge(one, now_s=rules.now_s, older_than_s=rules.older_than_s),
         )
         for finding in findings:
             totals.by_verdict[finding.verdict].add(finding.facts.size_bytes)
             notify(finding)
-        doomed = [finding.facts for finding in findings if rules.dooms(finding)]
+        doomed = [finding.facts for finding in findings if rules.dooms(finding.verdict)]
         for facts in doomed:
             totals.doomed.add(facts.size_bytes)
         if not rules.is_deleting:
