@@ -16,8 +16,8 @@ The only module that reads the environment, once per `CacheConfig.load`:
                             secret has to stand in a file
 
 `seal_key` reads the variable that the S3 tier's `seal_key_env` names, `cache_directory`
-XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's own tools read; the
-S3 client reads the secrets among it itself.
+XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's own tools read;
+the S3 client reads the secrets among it itself.
 """
 
 import dataclasses

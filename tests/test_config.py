@@ -191,7 +191,11 @@ def test_defaults() -> None:
         ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "nvme, s3 or peer"]),
         ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "nvme, s3 or peer"]),
         ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].bucket", ["missing"]),
-        ({"tiers": [DRAM, {**S3, "eviction": "lfu"}]}, "tiers[1].eviction", ["'lfu'", "lru or fifo"]),
+        (
+            {"tiers": [DRAM, {**S3, "eviction": "lfu"}]},
+            "tiers[1].eviction",
+            ["'lfu'", "lru or fifo"],
+        ),
         (
             {"tiers": [DRAM, {**S3, "seal_key_file": "a", "seal_key_env": "B"}]},
             "tiers[1].seal_key_env",

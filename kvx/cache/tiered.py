@@ -116,8 +116,8 @@ class TieredCache:
     def clear(self) -> int:
         """Forget every block in every tier, pinned ones at unpin; returns how many there were.
 
-        Objects in S3 stay: other machines may use them. `drop` deletes those of its blocks, `kvx gc`
-        any.
+        Objects in S3 stay: other machines may use them. `drop` deletes those of its blocks, and
+        `kvx gc` any.
         """
         self._check_open()
         count = 0

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from kvx.cache.events import EventLog
+from kvx.cache.key_table import KeyTable
 from kvx.cache.peer import messages
 from kvx.cache.peer.messages import Delta, SnapshotPart, Subscribe
 from kvx.cache.peer.publisher import Publisher, deltas_of
-from kvx.cache.key_table import KeyTable
 from kvx.cache.peer.replica import Replica
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind

@@ -141,7 +141,7 @@ class S3Fetches:
         read = tier.reads.make(len(part.rows))
         step = Step(
             read,
-            settle=lambda _: self._settle(read, part, inbound),
+            settle=lambda _: self._settle(read, inbound),
             give_up=operation.give_up,
             keep=operation.shared.dram,
         )
@@ -151,7 +151,7 @@ class S3Fetches:
         addresses = operation.pool.addresses(inbound.slots)
         tier.reads.begin(read, Request(operation.namespace_id, part, addresses, ends_at))
 
-    def _settle(self, read: ObjectRead, part: Part, inbound: Inbound) -> None:
+    def _settle(self, read: ObjectRead, inbound: Inbound) -> None:
         codes, operation = read.codes(), self._operation
         arrived = codes == Code.OK
         missed, came = inbound.only(~arrived), inbound.only(arrived)

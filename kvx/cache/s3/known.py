@@ -96,11 +96,13 @@ class KnownObjects:
     def has(self, last_keys: Keys) -> Mask:
         """Return which groups are known to be stored, by the (g, 16) keys of their last blocks."""
         found = self.find(last_keys)
-        return found.mask & (found.places == self._width - 1)
+        is_last: Mask = found.places == self._width - 1
+        return found.mask & is_last
 
     def keys_of(self, group: int) -> Keys:
         """Return the keys of a group that was just found, (blocks_per_object, 16) uint8."""
-        return self._keys[group].copy()
+        keys: Keys = self._keys[group]
+        return keys.copy()
 
     def namespace_of(self, group: int) -> int:
         """Return the number of the namespace of a group that was just found."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from kvx.cache.s3.credentials import provider_for
@@ -26,7 +26,6 @@ from kvx.errors import ConfigError, UnavailableError, UsageError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from obstore import PutMode
     from obstore.store import ClientConfig, S3Config, S3Store
 
     from kvx.tier_config import S3TierConfig
@@ -156,7 +155,7 @@ class ObstoreStore:
         that was given up, for as long as anything else holds it.
         """
         store = self._opened("put", name)
-        mode: PutMode = "create" if only_if_absent else "overwrite"
+        mode: Literal["create", "overwrite"] = "create" if only_if_absent else "overwrite"
         try:
             await store.put_async(name, body.cast("B"), mode=mode, use_multipart=False)
         except self._raised as error:

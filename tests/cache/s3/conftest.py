@@ -28,7 +28,7 @@ def bucket() -> Bucket:
 
 @pytest.fixture
 def open_s3_cache(bucket: Bucket) -> Iterator[Opener]:
-    """Open caches of 4 MiB DRAM over S3, and a namespace of blocks of 16 KiB; 4 blocks an object."""
+    """Open caches of 4 MiB DRAM over S3, and a namespace of 16 KiB blocks; 4 blocks an object."""
     with ExitStack() as opened:
 
         def opener(
@@ -40,13 +40,9 @@ def open_s3_cache(bucket: Bucket) -> Iterator[Opener]:
                 "tiers": [{"kind": "dram", "capacity": dram}, *above, tier],
                 "breaker": breaker or {"failures": 3, "reset_s": 0.05},
             }
-            cache = kvx.TieredCache.open(
-                config, faults=FaultInjection(bucket=MemoryStore(bucket))
-            )
+            cache = kvx.TieredCache.open(config, faults=FaultInjection(bucket=MemoryStore(bucket)))
             opened.callback(cache.close, 2.0)
-            space = cache.namespace(
-                model="m", dtype="bf16", block_bytes=BLOCK_BYTES, tenant=tenant
-            )
+            space = cache.namespace(model="m", dtype="bf16", block_bytes=BLOCK_BYTES, tenant=tenant)
             return cache, space
 
         yield opener

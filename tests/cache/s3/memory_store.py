@@ -23,6 +23,7 @@ class Bucket:
         objects: Bytes and time of each.
         calls: How often each verb was called.
         latency_s: How long each call takes.
+        tamper: Returns what arrives instead of the bytes that were read.
         fault: Returns why a call (verb, name) fails, or None; called for each.
         is_frozen: While it is set no call ends.
     """
@@ -31,6 +32,7 @@ class Bucket:
     calls: Counter[str] = field(default_factory=Counter)
     latency_s: float = 0.0
     fault: Callable[[str, str], ObjectFault | None] = lambda _verb, _name: None
+    tamper: Callable[[bytes], bytes] = lambda data: data
     is_frozen: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -59,7 +61,7 @@ class MemoryStore:
         bucket = self.bucket
         bucket.calls[verb] += 1
         await asyncio.sleep(bucket.latency_s)
-        while bucket.is_frozen:
+        while bucket.is_frozen:  # noqa: ASYNC110 - it is thawed on another thread
             await asyncio.sleep(0.005)
         fault = bucket.fault(verb, name)
         if fault is not None:
@@ -71,6 +73,7 @@ class MemoryStore:
             if name not in self.bucket.objects:
                 raise ObjectError(f"{name} is not there", fault=ObjectFault.MISSING, key=name)
             data = self.bucket.objects[name][0][start : start + size_bytes]
+        data = self.bucket.tamper(data)
         if len(data) != size_bytes:
             raise ObjectError(f"{name} is shorter", fault=ObjectFault.RANGE, key=name)
         return memoryview(data)
