@@ -23,9 +23,9 @@ def bucket(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return s3_bucket
 
 
-def look(bucket: Bucket, **settings: object) -> tuple[bool, str]:
+def look(place: Bucket, **settings: object) -> tuple[bool, str]:
     """Return whether all is good with a tier, and what is said."""
-    tier = {"kind": "s3", "bucket": bucket.name, "endpoint": bucket.service.url, **settings}
+    tier = {"kind": "s3", "bucket": place.name, "endpoint": place.service.url, **settings}
     config = CacheConfig.load({"tiers": [{"kind": "dram", "capacity": "1MiB"}, tier]})
     (finding,) = s3_findings(config)
     return finding.is_good, finding.found
