@@ -92,6 +92,11 @@ class NixlJob:
         """Nanoseconds from submission to the end, or to now."""
         return self._latency_ns or time.monotonic_ns() - self._begun_ns
 
+    @property
+    def ended_ns(self) -> int:
+        """When it ended, by time.monotonic_ns(); now when it has not."""
+        return self._begun_ns + self.latency_ns
+
     def state(self) -> str:
         """Return ``running``, ``done``, ``failed``, ``timed_out`` or ``cancelled``."""
         self.expire()

@@ -125,6 +125,11 @@ class Owner:
             if work.use is not None:
                 work.use.end()
 
+    def knows(self, life: str) -> bool:
+        """Return whether a life of a peer has begun what it has not ended."""
+        with self._lock:
+            return any(work.life == life for work in self._works.values())
+
     def held(self) -> int:
         """Return the number of writes that peers have not ended."""
         with self._lock:
