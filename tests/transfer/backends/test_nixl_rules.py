@@ -34,6 +34,8 @@ from tests.transfer.backends.nixl_rig import (
 )
 from tests.transfer.backends.nixl_scene import BLOCKS, SIZE, Scene, eventually
 
+FIRST = np.arange(1, dtype=np.uint32)
+
 
 def test_a_plan_is_prepared_once(scene: Scene) -> None:
     plan, lease = scene.plan(), scene.lease()
@@ -300,3 +302,27 @@ def test_numbers_of_64_bits_arrive_whole(scene: Scene, *, is_write: bool) -> Non
     assert job.id == (1 << 63) - 1
     assert eventually(lambda: scene.there.notes == [("here", b"came")])
     assert scene.there.leases[lease].uses == 0
+
+
+def test_a_small_transfer_is_moved_by_whoever_submits_it(scene: Scene) -> None:
+    plan = plan_of(scene.memory, BLOCKS[:1], scene.region, BLOCKS[:1], indices=FIRST)
+    job = scene.channel.submit(request_of(plan, scene.lease()))
+    assert (scene.target[:4096] == pattern(SIZE, 1)[:4096]).all()
+    assert job.wait(5.0)
+    assert job.state() == "done"
+
+
+@pytest.mark.parametrize("is_write", [False, True])
+def test_a_small_transfer_is_verified_too(scene: Scene, *, is_write: bool) -> None:
+    """Its check travels with the word that it has moved."""
+    arrived = scene.there.memories[scene.region] if is_write else scene.target
+
+    def damage(_: Request) -> None:
+        arrived[77] ^= 1
+
+    scene.fabric.after_move = damage
+    plan = plan_of(scene.memory, BLOCKS[:1], scene.region, BLOCKS[:1], indices=FIRST)
+    job = scene.channel.submit(request_of(plan, scene.lease(), is_write=is_write, note=b"no"))
+    assert job.wait(5.0)
+    assert job.codes().tolist() == [Code.CORRUPT]
+    assert scene.there.notes == []

@@ -294,7 +294,7 @@ class NixlEndpoint:
             case messages.Check():
                 put(functools.partial(self._owner.check, peer, life, message))
             case messages.Finish():  # behind its checks
-                put(functools.partial(self._owner.finish, peer, message))
+                put(functools.partial(self._owner.finish, peer, life, message))
             case messages.Over():
                 put(functools.partial(self._owner.over, peer, message.job))
             case _:

@@ -1,6 +1,6 @@
 """What the NIXL endpoints of two agents tell each other beside data: encoding and limits. Pure.
 
-    Ask     -> Hello    the sender is about to transfer: what is there? and from now on, what is new?
+    Ask     -> Hello    the sender is about to transfer: what is there, and later on, what is new?
     Begin   -> Answer   a write is about to start: the owner holds its memory until the end
     Check               what the other side computed of some blocks, to be compared by their owner
     Finish  -> Answer   all bytes have moved: is the lease live still, and do they agree?
@@ -116,12 +116,21 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="check"
 
 
 class Finish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="finish"):
-    """All bytes have moved; the note is delivered when everything is in order."""
+    """All bytes have moved; the note is delivered when everything is in order.
+
+    Attributes:
+        job: Number of the transfer.
+        lease: What it is done under.
+        is_write: Its direction.
+        note: For the owner.
+        check: The only one of a small transfer, which is not worth a message of its own.
+    """
 
     job: _Number
     lease: _Lease
     is_write: bool
     note: Annotated[bytes, msgspec.Meta(max_length=NOTE_BYTES_MAX)]
+    check: Check | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="answer"):

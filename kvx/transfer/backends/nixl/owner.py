@@ -95,8 +95,10 @@ class Owner:
         except KvxError as error:
             work.error = work.error or (_code_of(error), str(error))
 
-    def finish(self, peer: str, word: Finish) -> None:
+    def finish(self, peer: str, life: str, word: Finish) -> None:
         """Judge a transfer whose bytes have moved; for the verifier's thread, behind its checks."""
+        if word.check is not None:
+            self.check(peer, life, word.check)
         with self._lock:
             work = self._works.pop((peer, word.job), None)
         code, text = self._judge(peer, word, work)

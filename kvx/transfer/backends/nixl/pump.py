@@ -80,7 +80,7 @@ class Pump:
             has_changed = bool(new)
             due = _next_deadline(courses)
             for course in courses:
-                has_changed |= _step(course)
+                has_changed |= course.step()
                 if time.monotonic() >= due:  # a step may take as long as a batch
                     due = _expire(courses)
             courses = [course for course in courses if not course.is_over]
@@ -120,15 +120,6 @@ class Verifier:
                 work()
             except Exception:  # noqa: BLE001 - logged; the thread serves other transfers too
                 _log.exception("verifying failed")
-
-
-def _step(course: Course) -> bool:
-    try:
-        return course.step()
-    except Exception:  # noqa: BLE001 - logged; the thread drives other transfers too
-        _log.exception("transfer %d is given up", course.job.id)
-        course.job.cancel()
-        return False
 
 
 def _next_deadline(courses: list[Course]) -> float:
