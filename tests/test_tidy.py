@@ -29,11 +29,7 @@ PARAMETERS_REFUSED = {"src", "dst"}
 # setup.py passes the number of compile jobs on; it runs before there is a kvx to import.
 ENVIRONMENT_READERS = {"kvx/config.py", "setup.py"}
 # Finished, but what is going to import them is not; each leaves the list when it is.
-AWAITED: set[str] = {
-    "kvx.transfer.relayout",
-    "kvx.cache.s3.effort",
-    "kvx.cache.s3.obstore_store",
-}
+AWAITED: set[str] = {"kvx.transfer.relayout"}
 # For authors of backends and for tests, outside of what the product itself runs.
 STANDALONE = {"kvx.transfer.conformance"}
 # One of these caught to do nothing hides what nobody thought of; a narrow one is a decision.

@@ -6,138 +6,21 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.cache.breaker import Breaker, BreakerState
-from kvx.cache.s3.effort import Effort
 from kvx.cache.s3.store import ObjectError, ObjectFault
-from kvx.config import BreakerConfig
+from tests.cache.s3.effort_stage import NEVER, Service, Stage, Step
 from tests.cache.s3.played_time import BEGIN_S, play
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
-RESET_S = 5.0
-NEVER = 1e5
 TRANSIENT = [fault for fault in ObjectFault if fault.is_transient]
 LASTING = [fault for fault in ObjectFault if not fault.is_transient]
-
-
-@dataclass
-class Counts:
-    """What an effort tells."""
-
-    calls: Counter[ObjectFault | None] = field(default_factory=Counter)
-    attempts: Counter[ObjectFault | None] = field(default_factory=Counter)
-    retries: Counter[ObjectFault] = field(default_factory=Counter)
-    hedges: int = 0
-    hedges_won: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    def note_call(self, verb: str, seconds: float, fault: ObjectFault | None) -> None:
-        assert verb
-        self.calls[fault] += 1
-        self.seconds.append(seconds)
-
-    def note_attempt(self, verb: str, seconds: float, fault: ObjectFault | None) -> None:
-        assert verb
-        assert seconds >= 0
-        self.attempts[fault] += 1
-
-    def note_retry(self, verb: str, fault: ObjectFault) -> None:
-        assert verb
-        self.retries[fault] += 1
-
-    def note_hedge(self, verb: str) -> None:
-        assert verb
-        self.hedges += 1
-
-    def note_hedge_won(self, verb: str) -> None:
-        assert verb
-        self.hedges_won += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one request does: `seconds` of work, then a failure or the number of the request."""
-
-    seconds: float = 0.01
-    fault: ObjectFault | None = None
-    ignores_cancel: bool = False
-
-
-class Service:
-    """Does one step after the other, and the last for ever; counts what is under way."""
-
-    def __init__(self, *steps: Step) -> None:
-        self.steps = list(steps)
-        self.begun_s: list[float] = []
-        self.num_cancelled = 0
-        self.num_running = 0
-        self.num_running_max = 0
-
-    async def ask(self) -> int:
-        number = len(self.begun_s)
-        step = self.steps[min(number, len(self.steps) - 1)]
-        self.begun_s.append(asyncio.get_running_loop().time())
-        self.num_running += 1
-        self.num_running_max = max(self.num_running_max, self.num_running)
-        try:
-            await self._work(step)
-        finally:
-            self.num_running -= 1
-        if step.fault is not None:
-            raise ObjectError("as told", fault=step.fault)
-        return number
-
-    async def _work(self, step: Step) -> None:
-        ends_at = asyncio.get_running_loop().time() + step.seconds
-        while (left_s := ends_at - asyncio.get_running_loop().time()) > 0:
-            try:
-                await asyncio.sleep(left_s)
-            except asyncio.CancelledError:
-                self.num_cancelled += 1
-                if not step.ignores_cancel:
-                    raise
-
-
-class Stage:
-    """An effort, and all it is given."""
-
-    def __init__(self, *, max_in_flight: int = 8, failures: int = 3, seed: int = 1) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.counts = Counts()
-        self.breaker = Breaker(BreakerConfig(failures=failures, reset_s=RESET_S), self.loop.time)
-        self.effort = Effort(
-            self.breaker, self.counts, max_in_flight=max_in_flight, rng=random.Random(seed)
-        )
-
-    @property
-    def elapsed_s(self) -> float:
-        return self.loop.time() - BEGIN_S
-
-    async def call(
-        self, ask: Callable[[], Awaitable[int]], limit_s: float = 5.0, *, may_hedge: bool = False
-    ) -> int:
-        ends_at = self.loop.time() + limit_s
-        return await self.effort.call("get", ask, ends_at=ends_at, may_hedge=may_hedge)
-
-    async def fault_of(
-        self, ask: Callable[[], Awaitable[int]], limit_s: float = 5.0
-    ) -> ObjectFault:
-        with pytest.raises(ObjectError) as caught:
-            await self.call(ask, limit_s)
-        return caught.value.fault
-
-    async def warm(self, service: Service, count: int = 100) -> None:
-        """Make calls that tell what is usual."""
-        for _ in range(count):
-            await self.call(service.ask, may_hedge=True)
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
@@ -319,128 +202,6 @@ def test_hedges_are_few(seed: int, count: int) -> None:
         await stage.warm(service, count)
         assert stage.counts.hedges <= 1 + 0.05 * (20 + count)
         assert stage.counts.hedges > 0
-
-    play(scene)
-
-
-def test_an_endpoint_that_fails_is_left_alone_and_then_probed_by_one() -> None:
-    async def scene() -> None:
-        stage, service = Stage(), Service(Step(fault=ObjectFault.CONNECTION))
-        assert await stage.fault_of(service.ask) is ObjectFault.CONNECTION
-        assert (len(service.begun_s), stage.effort.stats().breaker) == (3, BreakerState.OPEN)
-        before_s = stage.elapsed_s
-        with pytest.raises(ObjectError, match=r"as told.*again in 5\.0 s") as caught:
-            await stage.call(service.ask)
-        assert caught.value.fault is ObjectFault.AVOIDED
-        assert (stage.elapsed_s, len(service.begun_s)) == (before_s, 3)
-        await asyncio.sleep(RESET_S)
-        service.steps = [Step(0.5)]
-        faults = await asyncio.gather(
-            *(stage.call(service.ask) for _ in range(10)), return_exceptions=True
-        )
-        avoided = [one for one in faults if isinstance(one, ObjectError)]
-        assert {one.fault for one in avoided} == {ObjectFault.AVOIDED}
-        assert (len(avoided), len(service.begun_s)) == (9, 4)
-        assert stage.effort.stats().breaker is BreakerState.CLOSED
-        await asyncio.gather(*(stage.call(service.ask) for _ in range(10)))
-
-    play(scene)
-
-
-def test_a_failed_probe_is_neither_hedged_nor_retried() -> None:
-    async def scene() -> None:
-        stage = Stage()
-        await stage.warm(Service(Step(0.05)))
-        service = Service(*[Step(fault=ObjectFault.SERVER)] * 3, Step(1.0, ObjectFault.SERVER))
-        await stage.fault_of(service.ask)
-        await asyncio.sleep(RESET_S)
-        with pytest.raises(ObjectError):
-            await stage.call(service.ask, may_hedge=True)
-        assert (len(service.begun_s), stage.counts.hedges) == (4, 0)
-        assert stage.effort.stats().breaker is BreakerState.OPEN
-
-    play(scene)
-
-
-@pytest.mark.parametrize("how", ["cancelled", "in a hurry"])
-def test_a_probe_without_an_outcome_leaves_its_place(how: str) -> None:
-    async def scene() -> None:
-        stage, service = Stage(), Service(*[Step(fault=ObjectFault.SERVER)] * 3, Step(NEVER))
-        await stage.fault_of(service.ask)
-        await asyncio.sleep(RESET_S)
-        probe = asyncio.create_task(stage.call(service.ask, 0.1 if how == "in a hurry" else 5.0))
-        await asyncio.sleep(0.05)
-        if how == "cancelled":
-            probe.cancel()
-        await asyncio.gather(probe, return_exceptions=True)
-        service.steps = [Step()]
-        await asyncio.sleep(0.01)
-        assert await stage.call(service.ask) == 4
-
-    play(scene)
-
-
-@pytest.mark.parametrize(
-    ("limit_s", "expected"), [(0.99, BreakerState.CLOSED), (1.0, BreakerState.OPEN)]
-)
-def test_who_was_in_a_hurry_says_nothing_of_the_endpoint(
-    limit_s: float, expected: BreakerState
-) -> None:
-    async def scene() -> None:
-        stage, service = Stage(), Service(Step(NEVER))
-        for _ in range(3):
-            assert await stage.fault_of(service.ask, limit_s) is ObjectFault.TIMEOUT
-        assert stage.effort.stats().breaker is expected
-
-    play(scene)
-
-
-@pytest.mark.parametrize("fault", [ObjectFault.MISSING, ObjectFault.CONFLICT, ObjectFault.RANGE])
-def test_what_an_endpoint_says_of_an_object_shows_that_it_works(fault: ObjectFault) -> None:
-    async def scene() -> None:
-        stage = Stage(failures=1)
-        await stage.fault_of(Service(Step(fault=ObjectFault.DENIED)).ask)
-        assert stage.effort.stats().breaker is BreakerState.OPEN
-        await asyncio.sleep(RESET_S)
-        assert await stage.fault_of(Service(Step(fault=fault)).ask) is fault
-        assert stage.effort.stats().breaker is BreakerState.CLOSED
-
-    play(scene)
-
-
-def test_fewer_at_a_time_where_the_service_says_so_and_more_again() -> None:
-    async def scene() -> None:
-        stage = Stage(max_in_flight=16)
-        full = Service(*[Step(fault=ObjectFault.THROTTLED)] * 16, Step())
-        await asyncio.gather(*(stage.call(full.ask) for _ in range(16)))
-        # Sixteen at once are one sign of it, and none of an outage.
-        assert stage.effort.stats().limit == 8
-        assert stage.effort.stats().breaker is BreakerState.CLOSED
-        service = Service(Step())
-        await asyncio.gather(*(stage.call(service.ask) for _ in range(200)))
-        assert stage.effort.stats().limit == 16
-        assert service.num_running_max == 16
-
-    play(scene)
-
-
-def test_throttling_of_a_single_request_is_an_outage() -> None:
-    async def scene() -> None:
-        stage, service = Stage(max_in_flight=1), Service(Step(fault=ObjectFault.THROTTLED))
-        assert await stage.fault_of(service.ask) is ObjectFault.THROTTLED
-        assert len(service.begun_s) == 3
-        assert stage.effort.stats().breaker is BreakerState.OPEN
-
-    play(scene)
-
-
-def test_fewer_at_a_time_where_they_wait_for_each_other() -> None:
-    async def scene() -> None:
-        stage = Stage(max_in_flight=16)
-        await stage.warm(Service(Step(0.05)), 32)
-        crowded = Service(Step(1.0))
-        await asyncio.gather(*(stage.call(crowded.ask, 60) for _ in range(64)))
-        assert stage.effort.stats().limit < 16
 
     play(scene)
 

@@ -17,7 +17,7 @@ from kvx.cache.s3.store import ObjectError, ObjectFault
 from kvx.config import BreakerConfig
 from tests.cache.s3.bad_server import MARKS, SILENCE, Answer, BadServer, Ending, part, refusal
 from tests.cache.s3.conftest import open_at
-from tests.cache.s3.test_effort import Counts
+from tests.cache.s3.effort_stage import Counts
 from tests.sim.stalls import MachineStalls
 
 if TYPE_CHECKING:
