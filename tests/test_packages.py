@@ -18,7 +18,7 @@ IMPORTED_AS = {"pyyaml": "yaml"}
 # Ships with type checkers, never imported when the code runs.
 TYPES_ONLY = {"_typeshed"}
 # Comes with extras of kvx, or is used where somebody has it for reasons of his own.
-OPTIONAL = {"obstore": "s3", "botocore": None}
+OPTIONAL = {"obstore": "s3", "cryptography": "s3", "botocore": None}
 
 
 def python_files(*folders: str) -> list[Path]:
