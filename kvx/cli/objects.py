@@ -17,7 +17,7 @@ from kvx.cache.s3.inventory import Inventory, Verdict
 from kvx.cache.s3.opening import open_sealer
 from kvx.cache.s3.store import ObjectError
 from kvx.cli.bucket import bucket_config, with_inventory
-from kvx.cli.figures import size, when
+from kvx.cli.figures import printable, size, when
 from kvx.errors import CorruptBlock, IncompatibleError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class _Verified:
         """Note a damaged object."""
         self.num_objects_damaged += 1
         if len(self.reasons) < _DAMAGE_SHOWN:
-            self.reasons.append(f"{facts.name}: {why}")
+            self.reasons.append(printable(f"{facts.name}: {why}"))
 
     def add(self, facts: ObjectFacts, found: Verification) -> None:
         """Note an object whose header is right."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvx.cli.figures import seconds
+from kvx.cli.figures import printable, seconds
 from kvx.cli.main import main
 from tests.cache.s3.groups import SEALER, Group
 from tests.cache.s3.stocking import of_version
@@ -151,3 +151,7 @@ def test_no_spans_of_time(text: str, capsys: pytest.CaptureFixture[str]) -> None
         main(["gc", "s3://b", f"--older-than={text}"])
     assert ended.value.code == 2
     assert "no span of time" in capsys.readouterr().err
+
+
+def test_names_do_not_steer_the_terminal() -> None:
+    assert printable("kvx/v2/\x1b[2J\n\u202eok é") == "kvx/v2/\\x1b[2J\\n\\u202eok é"
