@@ -6,9 +6,10 @@ Its retries are off and its time limit is only a backstop: how hard is tried is 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kvx.cache.s3.credentials import provider_for
@@ -24,8 +25,9 @@ from kvx.config import aws_environment
 from kvx.errors import ConfigError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from obstore import PutMode
     from obstore.store import ClientConfig, S3Config, S3Store
 
     from kvx.tier_config import S3TierConfig
@@ -63,9 +65,10 @@ def open_store(config: S3TierConfig) -> ObstoreStore:
     if endpoint:
         settings |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
     provider = None if config.is_anonymous else provider_for(config.profile)
+    options = _client(config, endpoint)
     try:
         store = S3Store(
-            config.bucket, config=settings, client_options=_client(config, endpoint),
+            config.bucket, config=settings, client_options=options,
             retry_config={"max_retries": 0}, credential_provider=provider,
         )  # fmt: skip
     except (BaseError, ValueError) as error:
@@ -74,7 +77,7 @@ def open_store(config: S3TierConfig) -> ObstoreStore:
     host = f"{config.bucket}." if is_hosted else ""
     shown = endpoint or f"https://{host}s3.{config.region}.amazonaws.com"
     place = Place(config.bucket, shown, config.connect_timeout_s)
-    return ObstoreStore(store, place, (BaseError, OSError, NotImplementedError))
+    return ObstoreStore(store, place)
 
 
 def _endpoint(config: S3TierConfig) -> str:
@@ -118,20 +121,17 @@ def _client(config: S3TierConfig, endpoint: str) -> ClientConfig:
 class ObstoreStore:
     """One bucket, of one event loop. See `ObjectStore`."""
 
-    def __init__(self, store: S3Store, place: Place, raised: tuple[type[Exception], ...]) -> None:
-        """Wrap what `open_store` has opened; `raised` is what calls of it raise."""
+    def __init__(self, store: S3Store, place: Place) -> None:
+        """Wrap what `open_store` has opened."""
         self._store: S3Store | None = store
         self._place = place
-        self._raised = raised
         self._bucket_seen_until = 0.0
 
     async def get(self, name: str, start: int, size_bytes: int) -> memoryview:
         """Return exactly these bytes, where the client has put them; see `ObjectStore`."""
         store = self._opened("get", name)
-        try:
+        with self._explained("get", name):
             found = await store.get_range_async(name, start=start, length=size_bytes)
-        except self._raised as error:
-            raise self._explained(error, "get", name) from None
         self._bucket_is_there()
         if len(found) != size_bytes:
             raise await self._misfit(name, start, size_bytes, len(found))
@@ -141,9 +141,9 @@ class ObstoreStore:
         """Return what is known of an object; see `ObjectStore`."""
         store = self._opened("head", name)
         try:
-            found = await store.head_async(name)
-        except self._raised as error:
-            failure = self._explained(error, "head", name)
+            with self._explained("head", name):
+                found = await store.head_async(name)
+        except ObjectError as failure:
             raise await self._reason(name, failure) from None
         self._bucket_is_there()
         return ObjectFacts(name, found["size"], found["last_modified"].timestamp())
@@ -155,11 +155,9 @@ class ObstoreStore:
         that was given up, for as long as anything else holds it.
         """
         store = self._opened("put", name)
-        mode: Literal["create", "overwrite"] = "create" if only_if_absent else "overwrite"
-        try:
+        mode: PutMode = "create" if only_if_absent else "overwrite"
+        with self._explained("put", name):
             await store.put_async(name, body.cast("B"), mode=mode, use_multipart=False)
-        except self._raised as error:
-            raise self._explained(error, "put", name) from None
         self._bucket_is_there()
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[ObjectFacts]]:
@@ -169,19 +167,21 @@ class ObstoreStore:
         folder, _, rest = prefix.rpartition("/")
         offset = max(after, prefix[:-1] if rest else "")
         stream = store.list(folder or None, offset=offset or None, chunk_size=LIST_PAGE_MAX)
-        try:
-            async for page in stream:
-                found = [
-                    ObjectFacts(one["path"], one["size"], one["last_modified"].timestamp())
-                    for one in page
-                    if one["path"].startswith(prefix) and one["path"] > after
-                ]
-                if found:
-                    yield found
-                elif page and page[-1]["path"] > prefix:
-                    return
-        except self._raised as error:
-            raise self._explained(error, "list", prefix) from None
+        pages = aiter(stream)
+        while True:
+            with self._explained("list", prefix):
+                page = await anext(pages, None)
+            if page is None:
+                return
+            found = [
+                ObjectFacts(one["path"], one["size"], one["last_modified"].timestamp())
+                for one in page
+                if one["path"].startswith(prefix) and one["path"] > after
+            ]
+            if found:
+                yield found
+            elif page and page[-1]["path"] > prefix:
+                return
 
     async def delete(self, names: Sequence[str]) -> None:
         """Delete a batch; see `ObjectStore`.
@@ -197,11 +197,11 @@ class ObstoreStore:
             return
         store = self._opened("delete", names[0])
         try:
-            await store.delete_async(list(names))
-        except self._raised as error:
-            failure = self._explained(error, "delete", names[0])
+            with self._explained("delete", names[0]):
+                await store.delete_async(list(names))
+        except ObjectError as failure:
             if failure.fault is not ObjectFault.MISSING:
-                raise failure from None
+                raise
 
     async def close(self) -> None:
         """Let go of the client: its connections end with the calls that are under way."""
@@ -214,11 +214,19 @@ class ObstoreStore:
             )
         return self._store
 
-    def _explained(self, error: Exception, verb: str, name: str) -> ObjectError:
-        found = explain(error, verb=verb, name=name, place=self._place)
-        if found.fault is ObjectFault.MISSING and verb != "head":
-            self._bucket_is_there()
-        return found
+    @contextlib.contextmanager
+    def _explained(self, verb: str, name: str) -> Iterator[None]:
+        """Raise what the client raises as an `ObjectError`, but for what is our own mistake."""
+        try:
+            yield
+        except (TypeError, ValueError):
+            raise
+        # Its panics have a class of their own, which is nowhere to be imported from.
+        except Exception as error:  # noqa: BLE001
+            found = explain(error, verb=verb, name=name, place=self._place)
+            if found.fault is ObjectFault.MISSING and verb != "head":
+                self._bucket_is_there()
+            raise found from None
 
     def _bucket_is_there(self) -> None:
         self._bucket_seen_until = time.monotonic() + _BUCKET_SEEN_S

@@ -1,4 +1,4 @@
-"""How long calls of one kind take: the recent ones, and the fastest when nothing is in the way."""
+"""How long calls of one kind take: of late, and when nothing is in the way."""
 
 from __future__ import annotations
 

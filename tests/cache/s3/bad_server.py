@@ -9,11 +9,10 @@ import struct
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
+    from pathlib import Path
 
 DATE = "Sat, 21 Nov 2026 12:00:00 GMT"
 
@@ -81,36 +80,29 @@ class Request(NamedTuple):
     body: bytes
 
 
-Script = "Callable[[Request], Answer]"
-
-
 @dataclass
 class BadServer:
-    """Answers by `script`, or what `answers` holds first and then for ever the last of it.
+    """Gives one answer after the other, and the last of them for ever.
 
     Attributes:
         answers: What is answered, from the left.
-        requests: What was asked.
         certificate: PEM file of certificate and key; None for no TLS.
-        is_accepting: Whether connections are taken from the queue of the kernel.
+        requests: What was asked.
+        num_gone: Connections that ended while they were answered.
     """
 
-    answers: deque[Answer] = field(default_factory=deque)
-    certificate: str | None = None
-    is_accepting: bool = True
+    answers: deque[Answer]
+    certificate: Path | None = None
     requests: list[Request] = field(default_factory=list)
-    script: Callable[[Request], Answer] | None = None
+    num_gone: int = 0
 
     def __post_init__(self) -> None:
         """Listen."""
-        backlog = 256 if self.is_accepting else 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._stopped = threading.Event()
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self.num_gone = 0
-        if self.is_accepting:
-            threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def endpoint(self) -> str:
@@ -121,15 +113,8 @@ class BadServer:
     def num_open(self) -> int:
         return len(self._open)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop answering, and cut those who wait for it."""
         self._stopped.set()
         self._listener.close()
         with self._lock:
@@ -174,10 +159,7 @@ class BadServer:
             return False
         with self._lock:
             self.requests.append(request)
-            if self.script is not None:
-                answer = self.script(request)
-            else:
-                answer = self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
+            answer = self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
         connection.sendall(answer.bytes_for(request.verb))
         if answer.ending is Ending.HOLD:
             while connection.recv(1 << 16):
@@ -195,6 +177,8 @@ def _read(connection: socket.socket) -> Request | None:
         if not more:
             return None
         got += more
+        if got.startswith(b"\x16"):
+            return Request("TLS", "", "", got)
     head, _, body = got.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     verb, path, _ = lines[0].split(" ", 2)

@@ -10,14 +10,14 @@ import pytest
 import kvx
 from kvx.cache.s3.store import ObjectFault
 from tests.cache.conftest import BLOCK_BYTES, make_blocks, make_hashes
-from tests.cache.s3.conftest import WIDTH
+from tests.cache.s3.memory.conftest import WIDTH
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cache.s3.conftest import Opener
-    from tests.cache.s3.memory_store import Bucket
+    from tests.cache.s3.memory.conftest import Opener
+    from tests.cache.s3.memory.store import Bucket
 
 
 def store(cache: kvx.TieredCache, space: kvx.CacheSpace, count: int, first: int = 0) -> None:

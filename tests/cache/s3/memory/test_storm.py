@@ -15,8 +15,8 @@ from tests.cache.conftest import BLOCK_BYTES, make_blocks, make_hashes
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from tests.cache.s3.conftest import Opener
-    from tests.cache.s3.memory_store import Bucket
+    from tests.cache.s3.memory.conftest import Opener
+    from tests.cache.s3.memory.store import Bucket
 
 BLOCKS = 24
 RUNS_FAST, RUNS_ALL = 120, 1000
