@@ -10,7 +10,7 @@ import pytest
 from kvx.cli.figures import printable, seconds
 from kvx.cli.main import main
 from tests.cache.s3.groups import SEALER, Group
-from tests.cache.s3.stocking import of_version
+from tests.cache.s3.memory.stocking import of_version
 from tests.s3.servers import Bucket
 
 KEY = bytes(range(100, 132))
@@ -88,7 +88,7 @@ def test_garbage_is_deleted(stocked: Bucket, capsys: pytest.CaptureFixture[str])
     assert "2 objects deleted" in shown
     assert "expired" in shown
     assert "damaged" in shown
-    good = [Group().name(), Group(seed=1).name()]
+    good = [Group().name(), Group(seed=1, sealer=SEALER).name()]
     assert stocked.names() == sorted([*good, "kvx/v2/later", "kvx/notes"])
     assert kvx("gc", stocked, "--delete", "--other-versions", "--older-than", "0s") == 0
     assert stocked.names() == ["kvx/notes"]

@@ -134,7 +134,7 @@ def _frames(data: bytes, *, is_sealed: bool, is_mended: bool) -> bool:
     codes, checksums = decode_frames(
         shape, data, first=0, keys=OBJECT_KEYS, sealer=SEALER if is_sealed else None,
         addresses=blocks.ctypes.data + np.arange(2, dtype=np.int64) * 4096,
-        name=object_name("kvx", PUBLIC_ID, 2, OBJECT_KEYS[-1].tobytes()),
+        name=object_name("", PUBLIC_ID, 2, OBJECT_KEYS[-1].tobytes(), seal_id=SEALER.id),
     )  # fmt: skip
     right = codes == Code.OK
     assert (checksums[right] == _core.block_checksums(blocks, OBJECT_KEYS)[right]).all()
