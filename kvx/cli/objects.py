@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from kvx.cache.s3.census import Census, Holding, Verification, header_of, verify
 from kvx.cache.s3.inventory import Inventory, Verdict
@@ -112,7 +112,9 @@ async def _count(
 
 
 async def _namespaces(inventory: Inventory, census: Census) -> Table:
-    table = Table("namespace", "objects", "blocks", "bytes", "a block", "oldest", "newest")
+    # An id is what `kvx gc --namespace` takes: it has to be there whole.
+    id_column = Column("namespace", no_wrap=True, min_width=32)
+    table = Table(id_column, "objects", "blocks", "bytes", "a block", "oldest", "newest")
     ranked = sorted(census.holdings.items(), key=lambda one: -one[1].objects.size_bytes)
     for public_id, holding in ranked[:_NAMESPACES_SHOWN]:
         table.add_row(

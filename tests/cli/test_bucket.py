@@ -45,7 +45,7 @@ def unwrapped(text: str) -> str:
 def test_inspect_shows_what_is_there(stocked: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
     assert kvx("inspect", stocked) == 0
     shown = unwrapped(capsys.readouterr().out)
-    assert Group().public_id.hex()[:8] in shown
+    assert Group().public_id.hex() in shown
     assert "1 objects of other format versions" in shown
     assert "1 objects that are not kvx's, 8.0 B" in shown
     assert f"s3://{stocked.name}/kvx" in shown

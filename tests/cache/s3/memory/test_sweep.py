@@ -113,6 +113,8 @@ async def test_what_is_not_kvxs_is_never_touched(bucket: Bucket) -> None:
     for one in names:
         put(bucket, one, b"precious" * (1 if one == "kvx/v2/tiny" else 40), modified_s=0)
     put(bucket, "kvx/v2/of-version-1", Group().encode().tobytes(), modified_s=0)
+    for one in ("kvx/v1/later-within", "kvx/vault-later", "kvx/v1/v2/later"):
+        put(bucket, one, of_version(2), modified_s=0)
     before = dict(bucket.objects)
     await run(bucket, is_deleting=True, has_other_versions=True, older_than_s=0.0, now_s=1e12)
     assert bucket.objects == before
