@@ -13,6 +13,7 @@ import pytest
 from kvx.cache.s3.obstore_store import ObstoreStore, open_store
 from kvx.tier_config import S3TierConfig
 from tests.cache.s3.bad_server import Answer, BadServer
+from tests.cache.s3.memory_store import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,9 +64,15 @@ def moto() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(moto: str) -> dict[str, str]:
+def bucket_settings(moto: str) -> dict[str, str]:
     """Make a bucket; return the settings of a tier in it."""
     name = f"kvx-{secrets.token_hex(6)}"
     request = urllib.request.Request(f"{moto}/{name}", method="PUT")  # noqa: S310 - our own
     with urllib.request.urlopen(request):  # noqa: S310 - our own
         return {"endpoint": moto, "bucket": name}
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    """Return an empty bucket in memory."""
+    return Bucket()

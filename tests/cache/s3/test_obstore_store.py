@@ -28,8 +28,8 @@ BODY = np.random.default_rng(1).integers(0, 256, 100_000, np.uint8)
 
 
 @pytest.fixture
-def store(bucket: dict[str, str]) -> ObstoreStore:
-    return open_at(**bucket)
+def store(bucket_settings: dict[str, str]) -> ObstoreStore:
+    return open_at(**bucket_settings)
 
 
 async def names_of(store: ObstoreStore, prefix: str, after: str = "") -> list[str]:
@@ -67,12 +67,14 @@ async def test_only_the_first_is_stored_where_only_if_absent(store: ObstoreStore
     assert bytes(await store.get("a", 0, 5)) == b"third"
 
 
-async def test_what_is_absent_is_missing(store: ObstoreStore, bucket: dict[str, str]) -> None:
+async def test_what_is_absent_is_missing(
+    store: ObstoreStore, bucket_settings: dict[str, str]
+) -> None:
     for ask in (store.get("nope", 0, 1), store.head("nope")):
         with pytest.raises(ObjectError) as caught:
             await ask
         assert (caught.value.fault, caught.value.errno) == (ObjectFault.MISSING, 404)
-    elsewhere = open_at(**{**bucket, "bucket": "no-such-bucket"})
+    elsewhere = open_at(**{**bucket_settings, "bucket": "no-such-bucket"})
     for ask in (
         elsewhere.get("nope", 0, 1), elsewhere.head("nope"), elsewhere.delete(["nope"]),
         elsewhere.put("nope", memoryview(b"x"), only_if_absent=True), names_of(elsewhere, ""),

@@ -10,7 +10,7 @@ import pytest
 import kvx
 from kvx.cache.assembly import FaultInjection
 from tests.cache.conftest import BLOCK_BYTES
-from tests.cache.s3.memory.store import Bucket, MemoryStore
+from tests.cache.s3.memory_store import Bucket, MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     Opener = Callable[..., tuple[kvx.TieredCache, kvx.CacheSpace]]
 
 WIDTH = 4
-
-
-@pytest.fixture
-def bucket() -> Bucket:
-    """Return an empty bucket."""
-    return Bucket()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.cache.s3.memory.conftest import Opener
-    from tests.cache.s3.memory.store import Bucket
+    from tests.cache.s3.memory_store import Bucket
 
 BLOCKS = 24
 RUNS_FAST, RUNS_ALL = 120, 1000

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cache.s3.memory.conftest import Opener
-    from tests.cache.s3.memory.store import Bucket
+    from tests.cache.s3.memory_store import Bucket
 
 
 def store(cache: kvx.TieredCache, space: kvx.CacheSpace, count: int, first: int = 0) -> None:
