@@ -40,9 +40,7 @@ def keys(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", found.secret_key)
 
 
-def open_space(
-    bucket: Bucket, endpoint: str, tenant: str
-) -> tuple[kvx.TieredCache, kvx.CacheSpace]:
+def open_space(bucket: Bucket, url: str, tenant: str) -> tuple[kvx.TieredCache, kvx.CacheSpace]:
     """Open a cache whose bucket is behind an endpoint."""
     tier = {
         "kind": "s3", "bucket": bucket.name, "endpoint": url,
