@@ -10,7 +10,7 @@ import pytest
 from kvx.cli.figures import printable, seconds
 from kvx.cli.main import main
 from tests.cache.s3.groups import SEALER, Group
-from tests.cache.s3.memory.stocking import of_version
+from tests.cache.s3.stocking import of_version
 from tests.s3.servers import Bucket
 
 KEY = bytes(range(100, 132))

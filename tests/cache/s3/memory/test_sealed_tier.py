@@ -12,7 +12,7 @@ from tests.cache.s3.memory.test_tier import bring, store
 
 if TYPE_CHECKING:
     from tests.cache.s3.memory.conftest import Opener
-    from tests.cache.s3.memory.store import Bucket
+    from tests.cache.s3.memory_store import Bucket
 
 COUNT = 2 * WIDTH
 WAYS = ({}, {"seal_key_env": "OUR_SEAL"}, {"seal_key_env": "THEIR_SEAL"})
