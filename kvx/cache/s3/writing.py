@@ -70,7 +70,7 @@ class Writing:
         self._idle = threading.Condition()
         self._pending: dict[bytes, int] = {}
         self._is_closed = tier.config.is_read_only
-        # Bodies of objects that were stored, to be filled again: fresh memory costs more than copies.
+        # Bodies of objects that were stored, to be filled again: new memory costs more than copies.
         self._spare: list[npt.NDArray[np.uint8]] = []
 
     def offer(self, namespace_id: int, first_block: int, keys: Keys) -> None:
