@@ -46,4 +46,6 @@ def test_who_came_first_hinders_nobody(bucket: Bucket, open_s3_cache: Opener) ->
         store(*open_s3_cache(**way), COUNT)
     assert len(bucket.names()) == 3 * 2
     for way in WAYS:
-        assert bring(open_s3_cache(**way)[1], COUNT).num_blocks == COUNT
+        _, space = open_s3_cache(**way)
+        assert space.match(make_hashes(COUNT), wait_s=5.0).num_blocks == COUNT
+        assert bring(space, COUNT).num_blocks == COUNT
