@@ -134,8 +134,8 @@ def test_mistakes_are_told(
 def test_an_endpoint_where_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["gc", "s3://b", "--endpoint", "http://127.0.0.1:9", "--deadline", "0.2"]
     assert main([*arguments, "--anonymous"]) == 1
-    message = capsys.readouterr().err
-    assert "127.0.0.1:9" in message
+    # That nobody listens, or that time was up between two tries.
+    assert "kvx gc: list" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
