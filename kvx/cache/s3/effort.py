@@ -33,7 +33,7 @@ AnswerT = TypeVar("AnswerT")
 _PAUSE_MIN_S = 0.02
 _PAUSE_MAX_S = 1.0
 _HEDGE_QUANTILE = 0.95
-_HEDGE_DELAY_MIN_S = 0.005
+_HEDGE_EXTRA_S = 0.005
 _HEDGE_SHARE = 0.05
 _HEDGES_SAVED_MAX = 4.0
 _CUT_HARD = 0.5
@@ -181,7 +181,7 @@ class Effort:
                     may_hedge=may_hedge,
                 )  # fmt: skip
             except ObjectError as error:
-                pause_s = min(_PAUSE_MAX_S, self._rng.uniform(_PAUSE_MIN_S, pause_s * 3))
+                pause_s = self._rng.uniform(_PAUSE_MIN_S, min(_PAUSE_MAX_S, pause_s * 3))
                 is_last = loop.time() + pause_s >= ends_at or not self._breaker.allow()
                 if not error.fault.is_transient or is_last:
                     raise
@@ -291,7 +291,7 @@ class Effort:
         usual_s = first.pace.quantile(_HEDGE_QUANTILE)
         if usual_s is None or first.passage is Passage.PROBE:
             return None
-        return first.begun_s + max(usual_s, _HEDGE_DELAY_MIN_S)
+        return first.begun_s + usual_s + _HEDGE_EXTRA_S
 
     def _may_hedge(self) -> bool:
         """Take a slot and a saved hedge, if there are: nobody waits for what hedges use."""

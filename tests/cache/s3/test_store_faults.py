@@ -34,10 +34,12 @@ async def ask(store: ObstoreStore, verb: str) -> object:
     if verb == "head":
         return await store.head(NAME)
     if verb == "put":
-        return await store.put(NAME, memoryview(BODY), only_if_absent=True)
+        await store.put(NAME, memoryview(BODY), only_if_absent=True)
     if verb == "list":
         return [one async for page in store.list("kvx/") for one in page]
-    return await store.delete([NAME, "kvx/v1/other"])
+    if verb == "delete":
+        await store.delete([NAME, "kvx/v1/other"])
+    return None
 
 
 async def failure_of(server: BadServer | str, verb: str = "get", **settings: object) -> ObjectError:
