@@ -289,12 +289,13 @@ class Effort:
         """Return when the first request has taken longer than nearly all; None not to ask."""
         self._hedges_saved = min(_HEDGES_SAVED_MAX, self._hedges_saved + _HEDGE_SHARE)
         usual_s = first.pace.quantile(_HEDGE_QUANTILE)
-        if usual_s is None or first.passage is Passage.PROBE:
-            return None
-        return first.begun_s + usual_s + _HEDGE_EXTRA_S
+        return None if usual_s is None else first.begun_s + usual_s + _HEDGE_EXTRA_S
 
     def _may_hedge(self) -> bool:
-        """Take a slot and a saved hedge, if there are: nobody waits for what hedges use."""
+        """Take a slot and a saved hedge, if there are: nobody waits for what hedges use.
+
+        Probes are not hedged: while there is one, the breaker is not closed.
+        """
         is_closed = self._breaker.state is BreakerState.CLOSED
         if self._hedges_saved < 1.0 or not is_closed or not self._slots.try_acquire():
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,15 +12,19 @@ from kvx.cache.s3.concurrency import Concurrency
 from tests.cache.s3.played_time import play
 
 
-def test_a_slot_is_not_lost_when_who_gets_it_gives_up() -> None:
+@pytest.mark.parametrize("is_released_first", [True, False])
+def test_a_slot_is_not_lost_when_who_is_next_gives_up(is_released_first: bool) -> None:
     async def scene() -> None:
         slots = Concurrency(1)
         assert slots.try_acquire()
         ends_at = asyncio.get_running_loop().time() + 10
         first, second = (asyncio.create_task(slots.acquire(ends_at)) for _ in range(2))
         await asyncio.sleep(1)
-        slots.release()
+        if is_released_first:
+            slots.release()
         first.cancel()
+        if not is_released_first:
+            slots.release()
         assert await second
         assert (slots.in_flight, slots.num_waiting) == (1, 0)
 

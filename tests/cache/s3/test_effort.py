@@ -146,6 +146,9 @@ def test_a_slow_read_is_hedged_after_what_is_usual() -> None:
         assert service.num_cancelled == 1
         assert (stage.counts.hedges, stage.counts.hedges_won) == (1, 1)
         assert stage.effort.stats().in_flight == 0
+        # What lost is known to have taken at least that long.
+        (pace,) = stage.effort._paces.values()
+        assert max(pace._recent) == pytest.approx(0.065)
 
     play(scene)
 
@@ -182,10 +185,23 @@ def test_a_transient_failure_waits_for_the_hedge_a_lasting_one_does_not() -> Non
         service = Service(Step(0.06, ObjectFault.SERVER), Step(0.1))
         assert await stage.call(service.ask, may_hedge=True) == 1
         service = Service(Step(0.06, ObjectFault.MISSING), Step(NEVER))
-        with pytest.raises(ObjectError):
+        with pytest.raises(ObjectError) as caught:
             await stage.call(service.ask, may_hedge=True)
+        assert caught.value.fault is ObjectFault.MISSING
         assert stage.counts.hedges == 2
         assert stage.counts.retries == {}
+
+    play(scene)
+
+
+def test_no_more_hedges_at_once_than_were_saved() -> None:
+    async def scene() -> None:
+        stage = Stage(max_in_flight=200)
+        await stage.warm(Service(Step(0.05)), 1000)
+        service = Service(Step(NEVER))
+        calls = (stage.call(service.ask, 1.0, may_hedge=True) for _ in range(50))
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert stage.counts.hedges == 4
 
     play(scene)
 

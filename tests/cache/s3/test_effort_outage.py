@@ -97,16 +97,20 @@ def test_what_an_endpoint_says_of_an_object_shows_that_it_works(fault: ObjectFau
     play(scene)
 
 
-def test_fewer_at_a_time_where_the_service_says_so_and_more_again() -> None:
+@pytest.mark.parametrize("fault", [None, ObjectFault.MISSING])
+def test_fewer_at_a_time_where_the_service_says_so_and_more_again(
+    fault: ObjectFault | None,
+) -> None:
     async def scene() -> None:
+        service = Service(Step(fault=fault))
         stage = Stage(max_in_flight=16)
         full = Service(*[Step(fault=ObjectFault.THROTTLED)] * 16, Step())
         await asyncio.gather(*(stage.call(full.ask) for _ in range(16)))
         # Sixteen at once are one sign of it, and none of an outage.
         assert stage.effort.stats().limit == 8
         assert stage.effort.stats().breaker is BreakerState.CLOSED
-        service = Service(Step())
-        await asyncio.gather(*(stage.call(service.ask) for _ in range(200)))
+        calls = (stage.call(service.ask) for _ in range(200))
+        await asyncio.gather(*calls, return_exceptions=True)
         assert stage.effort.stats().limit == 16
         assert service.num_running_max == 16
 

@@ -123,6 +123,20 @@ async def test_lists_come_in_pages_and_batches_are_deleted(store: ObstoreStore) 
         await store.delete(["x"] * (DELETE_BATCH_MAX + 1))
 
 
+async def test_a_list_ends_with_the_last_name_of_its_prefix(answering: Serve) -> None:
+    names = [f"a/{number:04}" for number in range(LIST_PAGE_MAX)]
+    facts = "<LastModified>2026-11-21T12:00:00Z</LastModified><ETag>x</ETag><Size>1</Size>"
+    listed = "".join(f"<Contents><Key>{name}</Key>{facts}</Contents>" for name in names)
+    body = (
+        "<ListBucketResult><NextContinuationToken>more</NextContinuationToken>"
+        f"{listed}</ListBucketResult>"
+    )
+    server = answering(Answer(body=body.encode()))
+    pages = [page async for page in open_at(server.endpoint).list("a/00")]
+    assert [len(page) for page in pages] == [100]
+    assert len(server.requests) <= 2  # the client is one page ahead
+
+
 async def test_buckets_are_in_the_path_where_an_endpoint_is_given(answering: Serve) -> None:
     server = answering(part(b"x", 0, 1))
     await open_at(server.endpoint + "/").get("a", 0, 1)

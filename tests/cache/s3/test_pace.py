@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,15 @@ def test_quantiles_are_those_of_the_last_calls(samples: list[float], share: floa
     else:
         found = pace.quantile(share)
         assert found == recent[min(len(recent) - 1, int(share * len(recent)))]
+
+
+def test_older_calls_are_forgotten() -> None:
+    pace, rng = Pace(), random.Random(1)
+    samples = [rng.random() for _ in range(500)]
+    for number, seconds in enumerate(samples):
+        pace.note(seconds, float(number))
+    recent = sorted(samples[-128:])
+    assert [pace.quantile(rank / 128) for rank in range(128)] == recent
 
 
 def shows_slow(pace: Pace, seconds: float, now_s: float) -> bool:
