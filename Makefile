@@ -35,7 +35,7 @@ $(STAMP): $(BIN)/python $(SOURCES)
 	touch $@
 
 $(TEST_STAMP): $(STAMP) tests/requirements-models.txt .ci/servers
-	$(EDITABLE) '.[dev,server,bench]'
+	$(EDITABLE) '.[dev,server,s3,bench]'
 	$(INSTALL) --requirement tests/requirements-models.txt
 	./.ci/servers
 	touch $@

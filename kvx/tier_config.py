@@ -247,13 +247,13 @@ class S3TierConfig:
         region: As the service calls it.
         profile: Of the AWS configuration files; empty for the default chain of credentials.
         is_anonymous: Whether requests are not signed.
-        ca_file: Certificates to trust instead of the system's.
+        ca_file: Certificates to trust besides the system's.
         blocks_per_object: Consecutive blocks of a prompt in one object; the same everywhere.
         max_in_flight: Most requests at a time; fewer when the service is slow.
         deadline_s: Most seconds any call takes, retries included.
         connect_timeout_s: Most seconds until a connection stands.
-        capacity_bytes: Most bytes of objects that this cache stores and has not deleted again;
-            None for no limit.
+        capacity_bytes: Most bytes of objects under the prefix, as far as this cache knows; None for
+            no limit.
         ttl_s: Seconds after which objects expire; 0 for never.
         eviction: Which object goes first.
         is_read_only: Whether nothing is stored.
@@ -261,7 +261,8 @@ class S3TierConfig:
         known_objects_max: Most objects remembered as present or absent.
         absent_s: Seconds for which an absent object is not looked for again.
         admission: Which groups are worth storing.
-        seal_key_file: File with 32 bytes, raw or as hex, that objects are encrypted with.
+        seal_key_file: File with 32 bytes, raw or as hex, that objects are encrypted with, for its
+            owner alone.
         seal_key_env: Environment variable with the same as hex.
     """
 
@@ -291,6 +292,8 @@ class S3TierConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         validate(self)
+        if self.eviction not in (Eviction.LRU, Eviction.FIFO):
+            raise rejected("eviction", self.eviction.value, "lru or fifo")
         if self.seal_key_file is not None and self.seal_key_env:
             raise ConfigError(
                 "seal_key_env: seal_key_file is given already; one of them is enough",

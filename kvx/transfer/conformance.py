@@ -239,7 +239,7 @@ def refuses_an_expired_lease(rig: Rig) -> None:
     _, token = rig.ask("lease", [0], ttl_s=0.2)
     renewed, other = rig.ask("lease", [1], ttl_s=0.2)
     rig.ask("renew", renewed, 30.0)
-    time.sleep(0.4)
+    time.sleep(0.4)  # only time ends a lease
     remote = rig.peer.blocks(lease=token)
     _expect(StaleReference, rig.agent.read(rig.local([0]), remote, backend=rig.backend))
     rig.agent.read(rig.local([0]), rig.peer.blocks(lease=other), backend=rig.backend).wait()
@@ -328,7 +328,7 @@ def writes_nothing_late(rig: Rig) -> None:
             seen.add(type(error))
         assert transfer.wait_quiesced(_GRACE_S), "it did not quiesce"
         rig.blocks[:] = place
-        time.sleep(0.05)
+        time.sleep(0.05)  # for what must not happen: nobody would tell
         assert (rig.blocks == place).all(), f"written after its end, deadline {deadline_s}"
 
 

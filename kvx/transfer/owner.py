@@ -10,13 +10,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import time
-from pathlib import Path
+import threading
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from kvx.errors import KvxError
+from kvx.errors import KvxError, TransferTimeout
 from kvx.transfer.agents.agent import Agent
 from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.memory import MemoryRegion
@@ -188,11 +187,8 @@ class OwnerProcess:
         return self._answer()
 
     def freeze(self) -> None:
-        """Stop the process as SIGSTOP does; returns when all of its threads stand."""
-        os.kill(self.pid, signal.SIGSTOP)
-        end = time.monotonic() + _END_S
-        while not _is_stopped(self.pid) and time.monotonic() < end:
-            time.sleep(0.0005)
+        """Stop the process; see `freeze`."""
+        freeze(self.pid)
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -236,14 +232,28 @@ class OwnerProcess:
         return answer
 
 
-def _is_stopped(pid: int) -> bool:
-    """Return whether every thread of a process is stopped, or gone; True where nobody can tell."""
-    try:
-        stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except OSError:
-        return not Path("/proc/self").exists()
-    # The program's name stands in parentheses and may hold anything, parentheses too.
-    return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
+def freeze(pid: int) -> None:
+    """Stop a child of this process as SIGSTOP does; returns when all its threads stand, or it died.
+
+    Raises:
+        TransferTimeout: Some thread of it goes on, 10 s later.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    # On a thread: the kernel tells the parent when the last one stands, but takes no time limit.
+    waiter = threading.Thread(target=_wait_still, args=(pid,), daemon=True)
+    waiter.start()
+    waiter.join(_END_S)
+    if waiter.is_alive():
+        raise TransferTimeout(
+            f"process {pid} did not stop within {_END_S:g} s of SIGSTOP: a system call or a "
+            "debugger holds a thread of it"
+        )
+
+
+def _wait_still(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # it was waited for: it is dead
+        # Whoever started it still has to learn how it ended.
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def pattern(seed: int, num_blocks: int, block_bytes: int) -> np.ndarray:

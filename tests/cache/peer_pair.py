@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,6 @@ from tests.cache.conftest import make_blocks, make_hashes, open_space
 from tests.cache.peer_process import BLOCK_BYTES, PeerProcess, Plan
 
 LOCAL = "tcp://127.0.0.1:0"
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return bool(condition())
 
 
 def held(space: kvx.CacheSpace, count: int, *, first: int = 0) -> int:

@@ -18,6 +18,7 @@ from typing import Self, cast
 import numpy as np
 
 import kvx
+from kvx.transfer.owner import freeze
 from tests.cache.conftest import make_blocks, make_hashes, open_space
 
 BLOCK_BYTES = 16 << 10
@@ -119,11 +120,10 @@ class PeerProcess:
     def signal(self, number: int) -> None:
         """Send it a signal; after SIGSTOP every thread of it stands still."""
         assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-        end = time.monotonic() + REPLY_S
-        while number == signal.SIGSTOP and not _is_stopped(self.process.pid):
-            assert time.monotonic() < end, "the process does not stop"
-            time.sleep(0.001)
+        if number == signal.SIGSTOP:
+            freeze(self.process.pid)
+        else:
+            os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """Kill it, and wait until it is gone."""
@@ -145,14 +145,6 @@ class PeerProcess:
         if isinstance(reply, BaseException):
             raise reply
         return reply
-
-
-def _is_stopped(pid: int) -> bool:
-    states = [
-        path.read_text().rpartition(")")[2].split()[0]
-        for path in Path(f"/proc/{pid}/task").glob("*/stat")
-    ]
-    return all(state == "T" for state in states)
 
 
 def _serve(plan: Plan, line: Connection) -> None:

@@ -12,8 +12,8 @@ import pytest
 import kvx
 from tests.cache.engine_memory import fetch, held, plain_space, store
 from tests.cache.on_device import Gpu
-from tests.cache.peer_pair import eventually
 from tests.cache.test_layers import HASHES, LAYOUT, NUM_BLOCKS, ROWS, Planes
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.usefixtures("runtime_directory"),

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.cache.conftest import open_space
-from tests.cache.peer_pair import eventually, metric, tier_of
+from tests.cache.peer_pair import metric, tier_of
 from tests.cache.peer_process import BLOCK_BYTES, PeerProcess, Plan, _Actor
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 

@@ -9,8 +9,9 @@ import pytest
 
 import kvx
 from tests.cache.conftest import make_blocks, make_hashes, open_space
-from tests.cache.peer_pair import bring, check, eventually, held, metric, pair, tier_of
+from tests.cache.peer_pair import bring, check, held, metric, pair, tier_of
 from tests.cache.peer_process import BLOCK_BYTES, PeerProcess, Plan
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 

@@ -8,6 +8,7 @@ import pytest
 
 from kvx_ext import _core
 from tests.gpu.rig import REAL_LIBRARY, Gpu, on_real, on_simulated, why_no_real_gpu
+from tests.sim.cuda_driver import Engine, SimulatedDriver
 from tests.sim.cuda_fixture import loaded_driver, simulated_driver
 
 __all__ = ["loaded_driver", "simulated_driver"]
@@ -30,3 +31,18 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
     else:
         with on_real(request.getfixturevalue("real_device")) as real:
             yield real
+
+
+@pytest.fixture
+def sim(simulated_driver: SimulatedDriver) -> Iterator[Gpu]:
+    """Hand out a simulated device, for what no real one does on demand."""
+    with on_simulated(simulated_driver) as simulated:
+        yield simulated
+
+
+@pytest.fixture
+def driver(simulated_driver: SimulatedDriver) -> Iterator[SimulatedDriver]:
+    """Hand out the driver behind it; its engines go on afterwards."""
+    yield simulated_driver
+    for engine in Engine:
+        simulated_driver.thaw(engine)

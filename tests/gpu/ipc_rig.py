@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvx.transfer.agents.agent import Agent
-from kvx.transfer.conformance import KEY, Rig
+from kvx.transfer.conformance import KEY, READ, WRITE, Rig
 from kvx.transfer.memory import MemoryRegion
-from kvx.transfer.owner import OwnerProcess
+from kvx.transfer.owner import OwnerProcess, pattern
 from tests.gpu.device_blocks import DeviceBlocks
 from tests.gpu.ipc_owner import DeviceOwner
 from tests.gpu.rig import Gpu
@@ -77,3 +77,17 @@ def open_ipc(
 def endpoint_of(rig: Rig, backend: str = "cuda-ipc") -> Any:
     """Return the initiator's endpoint of a backend."""
     return rig.agent._parts.ways._endpoints[backend]
+
+
+def moves_both_ways(rig: Rig, num_blocks: int) -> None:
+    """Read all the blocks of a rig, then write and tell of it."""
+    token = rig.ask("lease", list(range(num_blocks)), rights=READ | WRITE)[1]
+    remote, local = rig.peer.blocks(lease=token), rig.local(range(num_blocks))
+    rig.agent.read(local, remote).wait()
+    assert (rig.blocks == pattern(1, num_blocks, BLOCK_BYTES)).all()
+    rig.blocks[:] = pattern(2, num_blocks, BLOCK_BYTES)
+    result = rig.agent.write(local, remote, notify=b"all of it").wait()
+    assert result.blocks_done == num_blocks
+    assert ("initiator", b"all of it") in rig.ask("notifications", 5.0)
+    for block in (0, 4095, 8192, num_blocks - 1):
+        assert rig.ask("content", block) == rig.blocks[block].tobytes()

@@ -10,9 +10,9 @@ import pytest
 from kvx.errors import CorruptBlock, StaleReference, UnavailableError, UsageError
 from kvx.transfer import conformance
 from kvx.transfer.codes import Code
-from kvx.transfer.conformance import READ, WRITE, Rig
+from kvx.transfer.conformance import WRITE, Rig
 from kvx.transfer.owner import pattern
-from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, endpoint_of, open_ipc
+from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, endpoint_of, moves_both_ways, open_ipc
 from tests.gpu.rig import Gpu
 
 LAST = conformance.ends_when_the_owner_dies
@@ -123,16 +123,7 @@ def test_targets_that_overlap_are_refused(rig: Rig) -> None:
 def test_many_windows_and_many_messages(gpu: Gpu) -> None:
     # 10,000 blocks are more than one message names, 40 MB more than one window.
     with open_ipc(gpu, num_blocks=10_000) as rig:
-        token = rig.ask("lease", list(range(10_000)), rights=READ | WRITE)[1]
-        remote, local = rig.peer.blocks(lease=token), rig.local(range(10_000))
-        rig.agent.read(local, remote).wait()
-        assert (rig.blocks == pattern(1, 10_000, BLOCK_BYTES)).all()
-        rig.blocks[:] = pattern(2, 10_000, BLOCK_BYTES)
-        result = rig.agent.write(local, remote, notify=b"all of it").wait()
-        assert result.blocks_done == 10_000
-        assert ("initiator", b"all of it") in rig.ask("notifications", 5.0)
-        for block in (0, 4095, 8192, 9_999):
-            assert rig.ask("content", block) == rig.blocks[block].tobytes()
+        moves_both_ways(rig, 10_000)
 
 
 def test_memory_is_mapped_once_and_let_go(rig: Rig) -> None:

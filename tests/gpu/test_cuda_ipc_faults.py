@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,32 +25,13 @@ from kvx.transfer.core import LeaseRef
 from kvx.transfer.owner import OwnerProcess, pattern
 from tests.gpu.ipc_owner import DeviceOwner
 from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, endpoint_of, open_ipc
-from tests.gpu.rig import Gpu, on_simulated
+from tests.gpu.rig import Gpu
 from tests.sim.cuda_driver import Engine, SimulatedDriver
+from tests.waiting import eventually
 
 PATIENCE_S = 10.0
 ECC_ERROR = 214
 OUT_OF_MEMORY = 2
-
-
-@pytest.fixture
-def sim(simulated_driver: SimulatedDriver) -> Iterator[Gpu]:
-    with on_simulated(simulated_driver) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def driver(simulated_driver: SimulatedDriver) -> Iterator[SimulatedDriver]:
-    yield simulated_driver
-    for engine in Engine:
-        simulated_driver.thaw(engine)
-
-
-def eventually(is_so: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 def mapped(rig: Rig) -> int:
@@ -172,7 +152,7 @@ def test_the_owner_is_killed_while_we_copy(sim: Gpu, driver: SimulatedDriver) ->
         assert mapped(rig) == 1
         driver.thaw(Engine.DEVICE_TO_HOST)
         assert transfer.wait_quiesced(PATIENCE_S)
-        eventually(lambda: mapped(rig) == 0, "memory of a dead peer is still mapped")
+        assert eventually(lambda: mapped(rig) == 0), "memory of a dead peer is still mapped"
 
 
 def test_a_frozen_owner_does_not_hold_up_what_it_has_leased(sim: Gpu) -> None:
@@ -221,7 +201,7 @@ def test_a_reader_that_dies_or_freezes_while_it_copies(sim: Gpu, how: str) -> No
         process = rig.process
         assert process is not None
         lease = rig.registration.lease(rig.local())
-        eventually(lambda: "initiator" in rig.ask("peers"), "it does not know us")
+        assert eventually(lambda: "initiator" in rig.ask("peers")), "it does not know us"
         rig.ask("begin", "initiator", lease.token, deadline_s=PATIENCE_S)
         assert rig.ask("end", PATIENCE_S) == NUM_BLOCKS
         rig.ask("freeze_engine", int(Engine.ON_DEVICE))
@@ -283,7 +263,7 @@ def test_a_restarted_owner_is_another_one(sim: Gpu) -> None:
         rig.process.kill()
         with pytest.raises(PeerLost):
             rig.agent.read(rig.local(), remote, deadline_s=1.0).wait()
-        eventually(lambda: mapped(rig) == 0, "memory of a former life is still mapped")
+        assert eventually(lambda: mapped(rig) == 0), "memory of a former life is still mapped"
         with OwnerProcess(kind=DeviceOwner, key=KEY) as again:
             again.ask("fill", 6)
             peer = rig.agent.connect(again.ask("card"))
@@ -317,7 +297,7 @@ def test_memory_that_cannot_be_mapped(sim: Gpu, driver: SimulatedDriver) -> None
 def test_an_agent_that_closes_waits_for_its_readers(sim: Gpu) -> None:
     with open_ipc(sim) as rig:
         lease = rig.registration.lease(rig.local())
-        eventually(lambda: "initiator" in rig.ask("peers"), "it does not know us")
+        assert eventually(lambda: "initiator" in rig.ask("peers")), "it does not know us"
         rig.ask("begin", "initiator", lease.token, deadline_s=PATIENCE_S)
         assert rig.ask("end", PATIENCE_S) == NUM_BLOCKS
         rig.ask("freeze_engine", int(Engine.ON_DEVICE))
@@ -327,6 +307,6 @@ def test_an_agent_that_closes_waits_for_its_readers(sim: Gpu) -> None:
         rig.agent.close(0.5)
         assert endpoint.exports.all(), "it did not wait"
         rig.ask("thaw_engine", int(Engine.ON_DEVICE))
-        eventually(lambda: rig.ask("mapped") == 0, "the reader keeps it mapped")
+        assert eventually(lambda: rig.ask("mapped") == 0), "the reader keeps it mapped"
         (left,) = endpoint.exports.all()
         assert not endpoint.exports.importers(left.memory.region)

@@ -12,31 +12,18 @@ import pytest
 
 from kvx.errors import TransferTimeout, UnavailableError, UsageError
 from kvx.transfer.agents.agent import Agent
-from kvx.transfer.backends import cuda_ipc
+from kvx.transfer.backends.device import driver as cuda_driver
 from kvx.transfer.conformance import WRITE, Rig
 from kvx.transfer.handle import TransferState
 from kvx.transfer.memory import MemoryRegion
 from kvx.transfer.owner import pattern
 from kvx_ext import _core
 from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, open_ipc
-from tests.gpu.rig import Gpu, on_simulated
+from tests.gpu.rig import Gpu
 from tests.sim.cuda_calls import GRANULARITY, AllocationProperties, DriverCalls, MemLocation
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
 INVALID_VALUE = 1
-
-
-@pytest.fixture
-def sim(simulated_driver: SimulatedDriver) -> Iterator[Gpu]:
-    with on_simulated(simulated_driver) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def driver(simulated_driver: SimulatedDriver) -> Iterator[SimulatedDriver]:
-    yield simulated_driver
-    for engine in Engine:
-        simulated_driver.thaw(engine)
 
 
 @pytest.fixture
@@ -234,7 +221,7 @@ def test_without_a_driver_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver() -> ctypes.CDLL:
         return ctypes.CDLL("libcuda-of-nobody.so.1")
 
-    monkeypatch.setattr(cuda_ipc, "_loaded", no_driver)
+    monkeypatch.setattr(cuda_driver, "_loaded", no_driver)
     with Agent("alone") as agent, pytest.raises(UsageError, match="there is no CUDA driver"):
         agent.register(Memory(1 << 40, 4096))
 

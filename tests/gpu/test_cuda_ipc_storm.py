@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,12 @@ from kvx.transfer.conformance import WRITE
 from kvx.transfer.memory import MemoryRegion
 from kvx.transfer.owner import pattern
 from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, endpoint_of, open_ipc
-from tests.gpu.rig import Gpu, on_simulated
+from tests.gpu.rig import Gpu
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
 ROUNDS = 60
 HALF = NUM_BLOCKS // 2
 PATIENCE_S = 20.0
-
-
-@pytest.fixture
-def sim(simulated_driver: SimulatedDriver) -> Iterator[Gpu]:
-    with on_simulated(simulated_driver) as gpu:
-        yield gpu
 
 
 class Storm:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from kvx.errors import (
 )
 from kvx.transfer import conformance
 from kvx.transfer.agents.outcome import LinkOutcome
-from kvx.transfer.conformance import READ, WRITE
+from kvx.transfer.conformance import WRITE
 from kvx.transfer.handle import TransferState
 from kvx.transfer.owner import pattern
-from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, open_ipc
-from tests.gpu.rig import Gpu, on_simulated
+from tests.gpu.ipc_rig import BLOCK_BYTES, NUM_BLOCKS, moves_both_ways, open_ipc
+from tests.gpu.rig import Gpu
 from tests.sim.cuda_driver import Engine, SimulatedDriver
 
 PATIENCE_S = 10.0
@@ -31,19 +30,6 @@ ECC_ERROR = 214
 # Two agents that share no more than a network.
 FAR: dict[str, Any] = {"config": {"unix": False}, "listen": "tcp://127.0.0.1:0"}
 NEAR: dict[str, Any] = {}
-
-
-@pytest.fixture
-def sim(simulated_driver: SimulatedDriver) -> Iterator[Gpu]:
-    with on_simulated(simulated_driver) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def driver(simulated_driver: SimulatedDriver) -> Iterator[SimulatedDriver]:
-    yield simulated_driver
-    for engine in Engine:
-        simulated_driver.thaw(engine)
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
@@ -145,15 +131,7 @@ def test_damaged_blocks_never_reach_the_device(gpu: Gpu) -> None:
 
 def test_many_windows(gpu: Gpu) -> None:
     with open_ipc(gpu, there="host", num_blocks=10_000, **FAR) as rig:
-        token = rig.ask("lease", list(range(10_000)), rights=READ | WRITE)[1]
-        remote, local = rig.peer.blocks(lease=token), rig.local(range(10_000))
-        rig.agent.read(local, remote).wait()
-        assert (rig.blocks == pattern(1, 10_000, BLOCK_BYTES)).all()
-        rig.blocks[:] = pattern(2, 10_000, BLOCK_BYTES)
-        rig.agent.write(local, remote, notify=b"all of it").wait()
-        assert ("initiator", b"all of it") in rig.ask("notifications", 5.0)
-        for block in (0, 4095, 8192, 9_999):
-            assert rig.ask("content", block) == rig.blocks[block].tobytes()
+        moves_both_ways(rig, 10_000)
 
 
 def test_blocks_larger_than_a_window(gpu: Gpu) -> None:

@@ -84,6 +84,7 @@ def _measure(
         space = _space(cache, owner)
         hashes = _hashes(owner)
         end = time.monotonic() + _MEET_S
+        # A cache tells nobody what it learns of its peers: to ask it again is the only way to see.
         while space.match(hashes).num_blocks < len(hashes):
             assert time.monotonic() < end, "the other cache never said what it holds"
             time.sleep(0.01)

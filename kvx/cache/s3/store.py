@@ -16,7 +16,16 @@ DELETE_BATCH_MAX = 1000
 
 
 class ObjectFault(enum.StrEnum):
-    """Why a call to an object store failed."""
+    """Why a call to an object store failed.
+
+    MISSING: no such object. NO_BUCKET: no such bucket. DENIED: refused, whatever the reason, and
+    will be again. EXPIRED: the credentials were good once. SKEWED: the clocks differ by too much.
+    CONFLICT: the object is there, or somebody stores it now. THROTTLED: fewer requests, please.
+    SERVER: the service failed. TRUNCATED: fewer bytes came than were announced. RANGE: the object
+    has no such bytes. TIMEOUT: not done in time. CONNECTION: refused, or lost. DNS, TLS: the
+    endpoint's name or certificate. PROTOCOL: an answer that fits no question. CLOSED: the store was
+    closed. AVOIDED: nobody was asked, the endpoint failed too often of late.
+    """
 
     MISSING = "missing"
     NO_BUCKET = "no_bucket"
@@ -34,6 +43,7 @@ class ObjectFault(enum.StrEnum):
     TLS = "tls"
     PROTOCOL = "protocol"
     CLOSED = "closed"
+    AVOIDED = "avoided"
 
     @property
     def is_transient(self) -> bool:
@@ -53,8 +63,11 @@ _TRANSIENT = frozenset(
     }
 )  # fmt: skip
 _OF_ONE_OBJECT = frozenset(
-    {ObjectFault.MISSING, ObjectFault.CONFLICT, ObjectFault.RANGE, ObjectFault.CLOSED}
-)
+    {
+        ObjectFault.MISSING, ObjectFault.CONFLICT, ObjectFault.RANGE, ObjectFault.CLOSED,
+        ObjectFault.AVOIDED,
+    }
+)  # fmt: skip
 
 
 class ObjectError(StorageError):
@@ -97,7 +110,7 @@ class ObjectStore(Protocol):
     """
 
     async def get(self, name: str, start: int, size_bytes: int) -> memoryview:
-        """Return exactly `size_bytes` from `start` on, else TRUNCATED or RANGE."""
+        """Return exactly `size_bytes` from `start` on; RANGE where the object is shorter."""
 
     async def head(self, name: str) -> ObjectFacts:
         """Return what is known of an object, else MISSING."""

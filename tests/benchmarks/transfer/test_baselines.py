@@ -1,15 +1,17 @@
 """Baselines run small: they move every byte, and whoever moves one less is noticed."""
 
-import socket
+import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kvx.errors import UnavailableError
 from kvx_bench.row import Sample
 from kvx_bench.transfer.baselines.bench_memory import TwoMemories
-from kvx_bench.transfer.baselines.iperf import Iperf, is_listening
+from kvx_bench.transfer.baselines.iperf import Iperf, wait_listening
 from kvx_bench.transfer.baselines.limits import Limits
 from kvx_bench.transfer.baselines.one_copy import VmCopy, mapped_copies
 from kvx_bench.transfer.baselines.sockets import BestTcpStream, SocketStream
@@ -101,14 +103,36 @@ def test_the_fastest_settings_are_chosen(
     best.close()
 
 
-def test_a_listener_is_found_in_the_kernels_table() -> None:
-    table = Path("/proc/net/tcp")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-        assert not is_listening(table.read_text(), port)
-        one.listen(1)
-        assert is_listening(table.read_text(), port)
+@contextlib.contextmanager
+def program(script: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a shell script that ends when its standard input is closed."""
+    with subprocess.Popen(
+        ["/bin/sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        yield process
+
+
+def test_a_server_is_waited_for_until_it_says_that_it_listens() -> None:
+    with program("echo -----; echo Server listening on 7; read end; echo served") as server:
+        wait_listening(server, 10.0)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.close()
+        assert server.stdout.read().endswith(b"served\n")  # what it says later is left to others
+
+
+@pytest.mark.parametrize(
+    ("script", "patience_s", "reason"),
+    [
+        ("echo the address is in use", 10.0, "ended.*the address is in use"),
+        ("echo -----; read end", 0.1, "waited for 0.1 s.*-----"),
+    ],
+)
+def test_a_server_that_does_not_listen_is_given_up(
+    script: str, patience_s: float, reason: str
+) -> None:
+    with program(script) as server, pytest.raises(UnavailableError, match=reason):
+        wait_listening(server, patience_s)
 
 
 def test_what_is_not_here_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,12 @@ from kvx.transfer.agents.identity import Identity
 from kvx.transfer.agents.key import SharedKey
 from kvx.transfer.conformance import Rig, open_rig
 from kvx.transfer.owner import OwnerProcess, pattern
+from tests.waiting import eventually
 
 KEY = b"a key for the tests"
 LOCAL = "tcp://127.0.0.1:0"
 QUICK = {"ping_s": 0.05, "suspect_after_s": 0.3, "lost_after_s": 1.5, "redial_s": 0.05}
 BLOCKS, BYTES = 64, 1 << 16
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())
 
 
 @contextlib.contextmanager

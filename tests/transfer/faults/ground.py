@@ -20,10 +20,10 @@ from kvx.transfer.memory import MemoryRegion
 from tests.transfer.faults.trial import Leaks
 from tests.transfer.faults.victim import (
     BLOCK_BYTES,
-    CANARY,
     KEY,
     NUM_BLOCKS,
     SIZE_BYTES,
+    Guarded,
     Way,
     start_victim,
     victim_pattern,
@@ -81,7 +81,7 @@ class Running:
         return [self.first + int(place) for place in np.flatnonzero(result.codes == 0)]
 
 
-class Ground:
+class Ground(Guarded):
     """An agent that outlives many victims.
 
     Attributes:
@@ -210,14 +210,6 @@ class Ground:
         if running.is_write:
             return int(self.victim.ask("wrong", WRITTEN, arrived)) if has_victim else 0
         return int((self.blocks[arrived] != victim_pattern(1)[arrived]).any(axis=1).sum())
-
-    def guard(self, first: int = 0, count: int = NUM_BLOCKS) -> None:
-        """Fill blocks with what nobody sends."""
-        self.blocks[first : first + count] = CANARY
-
-    def touched(self, first: int = 0, count: int = NUM_BLOCKS) -> int:
-        """Return how many blocks were written since `guard`."""
-        return int((self.blocks[first : first + count] != CANARY).any(axis=1).sum())
 
     def await_peer(self, *wanted: PeerState, timeout_s: float = 5.0) -> str:
         """Return the state of the peer, one of those wanted when it comes to that in time."""

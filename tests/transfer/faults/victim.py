@@ -90,7 +90,21 @@ def why_not(way: Way) -> str:
     return failures.get(way.backend, f"there is no backend {way.backend} here")
 
 
-class Victim(Owner):
+class Guarded:
+    """Who has blocks, and looks whether somebody has written them."""
+
+    blocks: np.ndarray
+
+    def guard(self, first: int = 0, count: int = NUM_BLOCKS) -> None:
+        """Fill blocks with what nobody sends."""
+        self.blocks[first : first + count] = CANARY
+
+    def touched(self, first: int = 0, count: int = NUM_BLOCKS) -> int:
+        """Return how many blocks were written since `guard`."""
+        return int((self.blocks[first : first + count] != CANARY).any(axis=1).sum())
+
+
+class Victim(Guarded, Owner):
     """An owner whose memory can be taken away under its peers."""
 
     def __init__(
@@ -148,14 +162,6 @@ class Victim(Owner):
     def wrong(self, seed: int, blocks: list[int]) -> int:
         """Return how many of these blocks are not those of a pattern."""
         return int((self.blocks[blocks] != _pattern(seed)[blocks]).any(axis=1).sum())
-
-    def guard(self, first: int = 0, count: int = NUM_BLOCKS) -> None:
-        """Fill blocks with what nobody sends."""
-        self.blocks[first : first + count] = CANARY
-
-    def touched(self, first: int = 0, count: int = NUM_BLOCKS) -> int:
-        """Return how many blocks were written since `guard`."""
-        return int((self.blocks[first : first + count] != CANARY).any(axis=1).sum())
 
     def settle(self, first: int, count: int, arrived: list[int]) -> int:
         """Return how many of the blocks that arrived did not, and guard all of them."""

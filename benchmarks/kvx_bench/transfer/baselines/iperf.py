@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import shutil
 import socket
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvx.errors import UnavailableError
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 _PROGRAM = "iperf3"
 _PATIENCE_S = 60.0
-_LOOK_EVERY_S = 0.01
 _BLOCK_BYTES_MAX = 1 << 20  # what iperf3 accepts as its --length
 # Of less it may end before it has counted anything; what comes out is scaled.
 _BYTES_MIN = 16 << 20
-_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LISTENS = "0A"
+_LISTENS = b"Server listening"
 
 
 class Iperf:
@@ -40,9 +38,9 @@ class Iperf:
     def run(self, work: Work) -> Sample:
         """Move as many bytes; what it takes to start the programs is not in the wall time."""
         port = _free_port()
-        server = _start("--server", "--one-off", "--port", str(port))
+        server = _start("--server", "--one-off", "--forceflush", "--port", str(port))
         try:
-            _wait_listening(port)
+            wait_listening(server, _PATIENCE_S)
             length = min(work.block_bytes, _BLOCK_BYTES_MAX)
             client = _start(
                 "--client", "127.0.0.1", "--port", str(port), "--json",
@@ -66,7 +64,7 @@ class Iperf:
 
 def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [_PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        [_PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
     )
 
 
@@ -89,17 +87,22 @@ def _free_port() -> int:
         return port
 
 
-def _wait_listening(port: int) -> None:
-    """Look at the kernel's tables: the server serves one connection, so none is left to try."""
-    until = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < until:
-        if any(is_listening(table.read_text(), port) for table in _TABLES if table.exists()):
-            return
-        time.sleep(_LOOK_EVERY_S)
-    raise UnavailableError(f"iperf3 does not listen on port {port}")
+def wait_listening(server: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Wait until a server says that it listens: it serves one connection, so none is left to try.
 
-
-def is_listening(table: str, port: int) -> bool:
-    """Return whether /proc/net/tcp has a listener: local address and state are fields 1 and 3."""
-    rows = (line.split() for line in table.splitlines()[1:])
-    return any(row[1].endswith(f":{port:04X}") and row[3] == _LISTENS for row in rows)
+    Raises:
+        UnavailableError: It ended, or said nothing of it for so many seconds.
+    """
+    assert server.stdout is not None, "asked for"
+    said, until = b"", time.monotonic() + patience_s
+    with selectors.DefaultSelector() as selector:
+        selector.register(server.stdout, selectors.EVENT_READ)
+        while _LISTENS not in said:
+            has_more = selector.select(max(0.0, until - time.monotonic()))
+            some = os.read(server.stdout.fileno(), 4096) if has_more else b""
+            if not some:
+                why = "ended" if has_more else f"was waited for {patience_s:g} s"
+                raise UnavailableError(
+                    f"iperf3 {why} and does not listen; it said: {said.decode()[-500:]!r}"
+                )
+            said += some

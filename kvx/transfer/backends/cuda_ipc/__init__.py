@@ -8,13 +8,11 @@ ever written by anybody else's device, and what is in flight is always known her
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind
-from kvx.transfer.backends.cuda_ipc.desk import LIBRARY
 from kvx.transfer.backends.cuda_ipc.endpoint import CudaIpcEndpoint
+from kvx.transfer.backends.device.driver import why_no_driver
 
 if TYPE_CHECKING:
     from kvx.transfer.backend import BackendHost
@@ -42,17 +40,3 @@ class CudaIpcBackend:
 def backend() -> CudaIpcBackend:
     """Return the backend."""
     return CudaIpcBackend()
-
-
-def why_no_driver() -> str:
-    """Return why there is no CUDA driver; empty when there is one. Touches no device."""
-    try:
-        _loaded()
-    except OSError as error:
-        return f"there is no CUDA driver ({error}): install the NVIDIA driver"
-    return ""
-
-
-@functools.cache
-def _loaded() -> ctypes.CDLL:
-    return ctypes.CDLL(LIBRARY)

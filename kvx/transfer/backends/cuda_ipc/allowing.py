@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from kvx.errors import KvxError, StaleReference, UsageError
 from kvx.transfer.agents.lease_token import Rights
-from kvx.transfer.backends.cuda_ipc.job import code_of
-from kvx.transfer.backends.cuda_ipc.messages import Open, Opened, lease_of, text_of
+from kvx.transfer.backends.device.job import code_of
+from kvx.transfer.backends.device.messages import Open, Opened, lease_of, text_of
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
     from kvx.transfer.backends.cuda_ipc.endpoint import CudaIpcEndpoint
-    from kvx.transfer.backends.cuda_ipc.marks import Marks
+    from kvx.transfer.backends.device.marks import Marks
 
 
 class Allowing:

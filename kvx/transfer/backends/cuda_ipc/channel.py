@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from kvx.buffers import MemoryKind
 from kvx.errors import UnavailableError, UsageError
 from kvx.transfer.agents import descriptors
-from kvx.transfer.backends.cuda_ipc.active import Active
-from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
-from kvx.transfer.backends.cuda_ipc.pull import PullPlan
+from kvx.transfer.backends.device.active import Active
+from kvx.transfer.backends.device.outgoing import Outgoing
+from kvx.transfer.backends.device.plan import PullPlan
 from kvx.transfer.codes import Code
 from kvx.transfer.core import OPAQUE_REGIONS, LeaseRef
 from kvx_ext import _core
@@ -20,8 +20,8 @@ from kvx_ext import _core
 if TYPE_CHECKING:
     from kvx.transfer.backend import LinkPlan, LinkRequest, PeerCard
     from kvx.transfer.backends.cuda_ipc.endpoint import CudaIpcEndpoint
-    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-    from kvx.transfer.backends.cuda_ipc.messages import Card
+    from kvx.transfer.backends.device.job import DeviceJob
+    from kvx.transfer.backends.device.messages import Card
 
 # Leases that the owner has agreed to; one that was pushed out is asked for again.
 _AGREED_MAX = 4096

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvx.transfer.backends.cuda_ipc.imports import Import, Imports
-    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-    from kvx.transfer.backends.cuda_ipc.pull import PullPlan
     from kvx.transfer.backends.cuda_ipc.sources import Sources, Want
+    from kvx.transfer.backends.device.job import DeviceJob
+    from kvx.transfer.backends.device.plan import PullPlan
 
 
 class _Stage(enum.Enum):

@@ -1,122 +1,68 @@
-"""This agent's end of cuda-ipc: its memory, the peers it knows, and the words they exchange."""
+"""This agent's end of cuda-ipc: what peers have mapped of its memory, and it of theirs."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind
-from kvx.errors import KvxError, PeerLost, UsageError
-from kvx.transfer.backends.cuda_ipc import messages
-from kvx.transfer.backends.cuda_ipc.active import Active, ActiveJobs
-from kvx.transfer.backends.cuda_ipc.alarm import Alarm
+from kvx.errors import KvxError
 from kvx.transfer.backends.cuda_ipc.allowing import Allowing
 from kvx.transfer.backends.cuda_ipc.channel import CudaIpcChannel
-from kvx.transfer.backends.cuda_ipc.clerk import Clerk
 from kvx.transfer.backends.cuda_ipc.course import Course
-from kvx.transfer.backends.cuda_ipc.desk import Desks
 from kvx.transfer.backends.cuda_ipc.door import Doors
 from kvx.transfer.backends.cuda_ipc.exports import Exports
 from kvx.transfer.backends.cuda_ipc.imports import Imports, Place
-from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-from kvx.transfer.backends.cuda_ipc.marks import Marks
-from kvx.transfer.backends.cuda_ipc.receiving import Receiving
 from kvx.transfer.backends.cuda_ipc.sources import Sources, Want
-from kvx.transfer.backends.cuda_ipc.staging import stage
-from kvx.transfer.backends.cuda_ipc.writes import Writes
-from kvx.transfer.codes import Code
+from kvx.transfer.backends.device import messages
+from kvx.transfer.backends.device.active import Active
+from kvx.transfer.backends.device.endpoint import DeviceEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    import numpy.typing as npt
-
     from kvx.transfer.backend import BackendHost, Memory, PeerCard, PeerSight
     from kvx.transfer.backends.cuda_ipc.exports import Export
-    from kvx.transfer.backends.cuda_ipc.pull import PullPlan
-    from kvx.transfer.core import LeaseRef
-    from kvx.transfer.memory import MemoryRegion
-    from kvx_ext import _core
+    from kvx.transfer.backends.device.plan import PullPlan
 
 _log = logging.getLogger(__name__)
 # Between two requests to let go of a region: a peer may have been disconnected at the last one.
 _FORGET_EVERY_S = 0.2
-# Between two looks at whether peers have closed their doors, when there is nobody to say so.
+# Between two looks at whether peers have closed their doors. The connection on which they could say
+# so is gone, and the kernel tells nobody that the other end of a datagram socket was closed.
 _DOOR_PAUSE_S = 0.01
-# What was still in use when its agent was closed: it must outlive what the devices do.
-_ABANDONED: list[object] = []
+# What peers had still mapped when its agent was closed: it must outlive what their devices do.
+_ABANDONED: list[Export] = []
 
 
-class CudaIpcEndpoint:
-    """See `kvx.transfer.backend.Endpoint` and `DeviceEndpoint`. Thread-safe.
+class CudaIpcEndpoint(DeviceEnd):
+    """An end whose device memory peers map, and that maps theirs.
 
     Attributes:
-        host: The agent.
-        desks: Devices that were opened.
         exports: Memory of ours that peers may map.
-        clerk: Does what takes a while, and takes messages in order.
-        jobs: What is under way.
-        writes: Of that, what receivers do.
     """
 
     def __init__(self, host: BackendHost) -> None:
         """Open it; no device is touched yet."""
-        name = f"kvx-cuda-{host.agent}"
-        self.host = host
-        self.desks = Desks(name)
+        super().__init__(host, f"kvx-cuda-{host.agent}")
         self.exports = Exports()
-        self.clerk = Clerk(name)
-        self._alarm = Alarm(f"{name}-alarm")
-        self.jobs = ActiveJobs(self._alarm)
         self._doors = Doors()
         self._imports = Imports()
         self._sources = Sources(self.desks, self._imports, self._doors, self.send)
-        self._marks = Marks()
-        self._allowing = Allowing(self, self._marks)
-        self._receiving = Receiving(self, self._marks)
-        self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
-        self._memories: dict[int, Memory] = {}
-        self.writes = Writes(
-            host, self.jobs, self._alarm, numbers=self._numbers, send=self.send,
-            try_send=self.try_send,
-        )  # fmt: skip
+        self._allowing = Allowing(self, self.marks)
         self._reach: dict[tuple[int, str], str] = {}
-        host.on_message(self._received)
-        host.on_lost(self._lost)
+        self._listen()
 
     def register(self, memory: Memory) -> None:
         """Get ready to move this memory; raises UnavailableError when it cannot be shared."""
-        if memory.kind is MemoryKind.DEVICE:
+        is_device = memory.kind is MemoryKind.DEVICE
+        if is_device:
             self.exports.add(memory, self.desks.at(memory.device_ordinal))
-        with self._lock:
-            self._memories[memory.region] = memory
-        if memory.kind is MemoryKind.DEVICE:
+        super().register(memory)
+        if is_device:
             self.host.card_changed()
-
-    def unregister(self, memory: Memory, timeout_s: float) -> bool:
-        """Forget it; False while a device, or a peer that may have it mapped, is not through."""
-        end = time.monotonic() + timeout_s
-        if not self.jobs.wait_quiet(memory.region, timeout_s):
-            return False
-        if self.exports.get(memory.region) is not None:
-            self.exports.begin_leaving(memory.region)
-            if not self._wait_forgotten(memory.region, end):
-                return False
-            self.exports.remove(memory.region)
-            self.host.card_changed()
-        for desk in self.desks.open():
-            unpin = functools.partial(desk.unpin, memory.region)
-            if not desk.run(unpin, max(0.1, end - time.monotonic())):
-                return False
-        with self._lock:
-            self._memories.pop(memory.region, None)
-        return True
 
     def card(self) -> bytes:
         """Return which devices our memory lies on."""
@@ -135,62 +81,14 @@ class CudaIpcEndpoint:
             )
         if peer.card is None:
             return f"{peer.name} has no cuda-ipc: see agent.explain there"
-        try:
-            version = messages.decode_card(peer.card).version
-        except UsageError as error:
-            return str(error)
-        if version != messages.VERSION:
-            return f"{peer.name} speaks version {version} of this, not {messages.VERSION}"
-        return ""
+        return super().assess(peer)
 
     def connect(self, peer: PeerCard, timeout_s: float) -> CudaIpcChannel:  # noqa: ARG002 - no waiting
         """Return the way to a peer."""
         assert peer.card is not None, "it was assessed"
         return CudaIpcChannel(self, peer, messages.decode_card(peer.card))
 
-    def close(self, timeout_s: float) -> None:
-        """End everything; what a device is not through with is kept alive."""
-        end = time.monotonic() + timeout_s
-        active = self.jobs.close()
-        for one in active:
-            one.job.end(Code.CANCELLED)
-            if one.write is not None:
-                one.write.lose(is_dead=True)  # without a connection nobody will say more
-        for one in active:
-            one.job.wait_quiesced(max(0.0, end - time.monotonic()))
-        self._imports.leave_all(self._doors.close_all)
-        for export in self.exports.all():
-            self._leave_behind(export, end)
-        self.clerk.close(max(0.1, end - time.monotonic()))
-        self._alarm.close()
-        if not self.desks.close(max(0.1, end - time.monotonic())):
-            _ABANDONED.append((self, active))
-
-    def quarantine(self) -> list[tuple[int, str, bool, int, float]]:
-        """Return what has ended and not quiesced; see `Quarantining`."""
-        return self.jobs.quarantine()
-
-    def mark(self, memory: Memory, stream: int) -> _core.StreamMark:
-        """Return a point behind what is in a stream now."""
-        return self.desks.at(memory.device_ordinal).device.mark(stream)
-
-    def hold_back(self, lease: LeaseRef, mark: _core.StreamMark) -> None:
-        """Let nobody copy under a lease of ours before a mark was reached."""
-        self._marks.hold_back(lease.id, mark)
-
-    def stage(
-        self, memory: Memory, rows: npt.NDArray[np.int64], mark: _core.StreamMark | None,
-        timeout_s: float,
-    ) -> MemoryRegion:  # fmt: skip
-        """Return a shared host region with the bytes of the blocks, one behind the other."""
-        return stage(self.desks.at(memory.device_ordinal), memory, rows, mark, timeout_s)
-
     # What follows is for the parts of the endpoint.
-
-    def memory(self, region: int) -> Memory | None:
-        """Return registered memory by its region."""
-        with self._lock:
-            return self._memories.get(region)
 
     def reach(self, ordinal: int, uuid: str) -> str:
         """Return why copies of a device of ours do not reach another device; empty if they do."""
@@ -205,10 +103,6 @@ class CudaIpcEndpoint:
                 objection = str(error)
             self._reach[key] = objection and f"{objection}; go through host memory"
         return self._reach[key]
-
-    def new_job(self, block_bytes: npt.NDArray[np.int64], deadline_s: float) -> DeviceJob:
-        """Return a job with a number of its own."""
-        return DeviceJob(next(self._numbers), block_bytes, deadline_s, ended=self.host.ended)
 
     def pull(
         self, active: Active, plan: PullPlan, *, region: int, must_ask: bool,
@@ -236,28 +130,33 @@ class CudaIpcEndpoint:
         """Do a write of a peer."""
         self.pull(active, plan, region=region, must_ask=False)
 
-    def send(self, peer: str, word: messages.Message) -> None:
-        """Send to the endpoint of a peer; PeerLost when there is no connection."""
-        self.host.send(peer, messages.encode(word))
-
-    def try_send(self, peer: str, word: messages.Message) -> None:
-        """Send to a peer that may have left."""
-        try:
-            self.send(peer, word)
-        except PeerLost:
-            _log.debug("%s is not there to be told", peer)
-
     def lose(self, peer: str, life: int, *, is_dead: bool) -> None:
         """End what is under way with a life of a peer that cannot be reached."""
         self._sources.lose(peer, life)
-        for one in self.jobs.all():
-            if one.is_with(peer, life) and one.write is not None:
-                one.write.lose(is_dead=is_dead)
-            elif one.is_with(peer, life):
-                one.job.end(Code.PEER_LOST)
+        super().lose(peer, life, is_dead=is_dead)
         close = functools.partial(self._doors.close, peer, life)
         # By the clerk, behind what it may just be mapping.
         self.clerk.do(functools.partial(self._imports.leave, peer, life, close))
+
+    def _leave(self, end: float) -> None:
+        """Let go of what peers have mapped of ours, and of what is mapped of theirs."""
+        self._imports.leave_all(self._doors.close_all)
+        for export in self.exports.all():
+            self._leave_behind(export, end)
+
+    def _let_go(self, memory: Memory, end: float) -> bool:
+        """Have peers unmap it, and unpin it; False when somebody was not through by `end`."""
+        if self.exports.get(memory.region) is not None:
+            self.exports.begin_leaving(memory.region)
+            if not self._wait_forgotten(memory.region, end):
+                return False
+            self.exports.remove(memory.region)
+            self.host.card_changed()
+        for desk in self.desks.open():
+            unpin = functools.partial(desk.unpin, memory.region)
+            if not desk.run(unpin, max(0.1, end - time.monotonic())):
+                return False
+        return True
 
     def _leave_behind(self, export: Export, end: float) -> None:
         """Wait for peers, who see that we are gone, to let go of a region; keep it otherwise."""
@@ -297,34 +196,17 @@ class CudaIpcEndpoint:
         for door in self._doors.names(peer):
             self.try_send(peer, messages.Forgotten(region, door))
 
-    def _lost(self, peer: str, life: int, has_ended: bool) -> None:  # noqa: FBT001 - a callback
-        self.lose(peer, life, is_dead=has_ended)
-
-    def _received(self, peer: str, payload: bytes) -> None:
-        """Take a message, on the agent's thread: what takes longer is for the clerk."""
-        try:
-            word = messages.decode(payload)
-        except UsageError as error:
-            _log.warning("%s: %s", peer, error)
-            return
-        self.clerk.do(functools.partial(self._take, peer, word))
-
     def _take(self, peer: str, word: messages.Message) -> None:
+        """Do what a message of a peer asks for; on the clerk."""
         match word:
             case messages.Open():
                 self._allowing.open(peer, word)
             case messages.Opened():
                 self._sources.answered(peer, word)
-            case messages.Write():
-                self._receiving.write(peer, word)
-            case messages.Done():
-                self.writes.answered(peer, word)
-            case messages.Cancel():
-                self._receiving.cancel(peer, word.number)
-            case messages.Note():
-                self.host.deliver(peer, word.payload)
             case messages.Forget():
                 say = functools.partial(self._say_forgotten, peer, word.region)
                 self._imports.forget(peer, word.region, say)
             case messages.Forgotten():
                 self.exports.forgotten(word.region, word.door)
+            case _:
+                super()._take(peer, word)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from kvx.errors import KvxError, StaleReference, UnavailableError
 from kvx.transfer.backends.cuda_ipc.door import hand_over, is_there
-from kvx.transfer.backends.cuda_ipc.messages import DEVICES_MAX, REGIONS_MAX, VERSION, Card, Handle
+from kvx.transfer.backends.device.messages import DEVICES_MAX, REGIONS_MAX, VERSION, Card, Handle
 
 if TYPE_CHECKING:
     from kvx.transfer.backend import Memory
-    from kvx.transfer.backends.cuda_ipc.desk import Desk
+    from kvx.transfer.backends.device.desk import Desk
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvx.transfer.backends.cuda_ipc.desk import Desk
+    from kvx.transfer.backends.device.desk import Desk
     from kvx_ext import _core
 
 

@@ -9,7 +9,6 @@ is checked by the lease alone, unless it is to be read back.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,9 +18,9 @@ from kvx.errors import KvxError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.staged import back_to_back, spans
 from kvx.transfer.backends.cuda_ipc.host_bytes import bytes_of, poison
-from kvx.transfer.backends.cuda_ipc.job import code_of
-from kvx.transfer.backends.cuda_ipc.pinned import PinnedRegion
-from kvx.transfer.backends.cuda_ipc.turns import Turn
+from kvx.transfer.backends.device.job import code_of
+from kvx.transfer.backends.device.pinned import PinnedRegion
+from kvx.transfer.backends.device.turns import Turn
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -30,54 +29,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx.transfer.backend import Memory, PeerSight
-    from kvx.transfer.backends.cuda_ipc.desk import Desk
     from kvx.transfer.backends.cuda_ipc.imports import Import
-    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-    from kvx.transfer.core import LeaseRef
+    from kvx.transfer.backends.device.desk import Desk
+    from kvx.transfer.backends.device.job import DeviceJob
+    from kvx.transfer.backends.device.plan import PullPlan
 
 # So many at a time: while some are copied others are verified.
 WINDOW_BYTES = 16 << 20
 _IN_FLIGHT = 4
 # From here on a window is worth another thread: a CPU verifies no faster than a link copies.
 _INLINE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PullPlan:
-    """What a pull copies.
-
-    Attributes:
-        target: Memory of ours.
-        local: (n, 4) int64 rows in it; no two overlap.
-        remote: (n, 4) int64 rows in the peer's region.
-        checksums: (n,) uint64 that the blocks must have; None when they are not known.
-        keys: (n, 16) uint8 that checksums are computed under; None for zeros.
-        lease: Of the peer, that the memory is read under.
-        sight: Shows whether it is live; None where somebody else sees to that.
-        after: A point in a stream of ours that is waited for; None for none.
-        may_write: Whether our own memory may still be written.
-        reads_back: Whether what was copied to a device is verified all the same.
-    """
-
-    target: Memory
-    local: npt.NDArray[np.int64]
-    remote: npt.NDArray[np.int64]
-    checksums: npt.NDArray[np.uint64] | None
-    keys: npt.NDArray[np.uint8] | None
-    lease: LeaseRef
-    sight: PeerSight | None
-    after: _core.StreamMark | None = None
-    may_write: Callable[[], bool] = lambda: True
-    reads_back: bool = False
-
-    def look(self) -> Code:
-        """Return whether bytes may be taken from there to here."""
-        if not self.may_write():
-            return Code.STALE
-        if self.sight is None:
-            return Code.OK
-        return Code(self.sight.look(self.lease.slot, self.lease.generation))
 
 
 class Pull:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvx.errors import IncompatibleError, KvxError, UnavailableError
-from kvx.transfer.backends.cuda_ipc import messages
 from kvx.transfer.backends.cuda_ipc.imports import Import, Imports, Place
-from kvx.transfer.backends.cuda_ipc.job import code_of
+from kvx.transfer.backends.device import messages
+from kvx.transfer.backends.device.job import code_of
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvx.transfer.backends.cuda_ipc.desk import Desk, Desks
     from kvx.transfer.backends.cuda_ipc.door import Doors
+    from kvx.transfer.backends.device.desk import Desk, Desks
     from kvx.transfer.core import LeaseRef
 
     Found = Callable[[Import | None, Code, str], None]

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvx.buffers import MemoryKind
-from kvx.transfer.backends.cuda_ipc import why_no_driver
 from kvx.transfer.backends.cuda_staged.endpoint import CudaStagedEndpoint
+from kvx.transfer.backends.device.driver import why_no_driver
 
 if TYPE_CHECKING:
     from kvx.transfer.backend import BackendHost

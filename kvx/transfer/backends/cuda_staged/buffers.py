@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from kvx.transfer.backends.cuda_ipc.pinned import PinnedRegion
+from kvx.transfer.backends.device.pinned import PinnedRegion
 
 if TYPE_CHECKING:
-    from kvx.transfer.backends.cuda_ipc.desk import Desk
+    from kvx.transfer.backends.device.desk import Desk
     from kvx.transfer.core import LinkCore
 
 WINDOW_BYTES = 8 << 20

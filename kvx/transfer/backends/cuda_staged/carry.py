@@ -18,9 +18,9 @@ import numpy as np
 from kvx.errors import KvxError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.staged import back_to_back, spans
-from kvx.transfer.backends.cuda_ipc.job import code_of
-from kvx.transfer.backends.cuda_ipc.turns import Turn
 from kvx.transfer.backends.cuda_staged.buffers import WINDOW_BYTES
+from kvx.transfer.backends.device.job import code_of
+from kvx.transfer.backends.device.turns import Turn
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.transfer.backend import Memory
-    from kvx.transfer.backends.cuda_ipc.desk import Desk
-    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
     from kvx.transfer.backends.cuda_staged.buffers import Buffer, Buffers
+    from kvx.transfer.backends.device.desk import Desk
+    from kvx.transfer.backends.device.job import DeviceJob
     from kvx.transfer.core import LinkJob
     from kvx_ext import _core
 

@@ -8,9 +8,9 @@ from kvx.buffers import MemoryKind
 from kvx.errors import UnavailableError, UsageError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.native import NativeMaker
-from kvx.transfer.backends.cuda_ipc.active import Active
-from kvx.transfer.backends.cuda_ipc.job import DeviceJob
 from kvx.transfer.backends.cuda_staged.carry import CarryPlan
+from kvx.transfer.backends.device.active import Active
+from kvx.transfer.backends.device.job import DeviceJob
 from kvx.transfer.core import OPAQUE_REGIONS, Way
 from kvx_ext import _core
 

@@ -13,8 +13,9 @@ import time
 from typing import TYPE_CHECKING
 
 from kvx.errors import KvxError, UnavailableError
-from kvx.transfer.backends.cuda_ipc.clerk import Clerk
-from kvx.transfer.backends.cuda_ipc.turns import Turns
+from kvx.transfer.backends.device.clerk import Clerk
+from kvx.transfer.backends.device.driver import LIBRARY
+from kvx.transfer.backends.device.turns import Turns
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     Landed = Callable[[Code, int], None]
 
-LIBRARY = "libcuda.so.1"
 _log = logging.getLogger(__name__)
 _IDLE_S = 3600.0
 # Between two looks at a stream that is waited for: a CPU has no other way to learn of it.

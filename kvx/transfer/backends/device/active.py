@@ -11,9 +11,9 @@ from kvx.errors import UnavailableError
 
 if TYPE_CHECKING:
     from kvx.transfer.backend import Memory
-    from kvx.transfer.backends.cuda_ipc.alarm import Alarm
-    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-    from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
+    from kvx.transfer.backends.device.alarm import Alarm
+    from kvx.transfer.backends.device.job import DeviceJob
+    from kvx.transfer.backends.device.outgoing import Outgoing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,18 +8,18 @@ import time
 from typing import TYPE_CHECKING
 
 from kvx.transfer.agents import descriptors
-from kvx.transfer.backends.cuda_ipc.active import Active
-from kvx.transfer.backends.cuda_ipc.job import DeviceJob
-from kvx.transfer.backends.cuda_ipc.messages import Done, Message, Note
-from kvx.transfer.backends.cuda_ipc.outgoing import Outgoing
+from kvx.transfer.backends.device.active import Active
+from kvx.transfer.backends.device.job import DeviceJob
+from kvx.transfer.backends.device.messages import Done, Message, Note
+from kvx.transfer.backends.device.outgoing import Outgoing
 from kvx.transfer.core import LeaseRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kvx.transfer.backend import BackendHost, LinkRequest, PeerCard
-    from kvx.transfer.backends.cuda_ipc.active import ActiveJobs
-    from kvx.transfer.backends.cuda_ipc.alarm import Alarm
+    from kvx.transfer.backends.device.active import ActiveJobs
+    from kvx.transfer.backends.device.alarm import Alarm
 
 _CANCEL_GRACE_S = 0.1
 # Between two requests to a receiver that was lost: it may be back.

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvx.errors import KvxError
-from kvx.transfer.backends.cuda_ipc import messages
-from kvx.transfer.backends.cuda_ipc.messages import WRITE_BLOCKS_MAX, Cancel, Done, Write
+from kvx.transfer.backends.device import messages
+from kvx.transfer.backends.device.messages import WRITE_BLOCKS_MAX, Cancel, Done, Write
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvx.transfer.backend import LinkRequest
-    from kvx.transfer.backends.cuda_ipc.job import DeviceJob
+    from kvx.transfer.backends.device.job import DeviceJob
     from kvx.transfer.core import LeaseRef
 
 _CODES = {int(code) for code in Code}

@@ -1,8 +1,9 @@
-"""The handle of one transfer of device memory: its outcome, and who waits for it.
+"""The handle of one transfer that a backend does in Python: its outcome, and who waits for it.
 
-It ends twice. *Terminal* at its deadline at the latest, whoever looks first: the alarm, or a caller
-that asks. *Quiesced* when no copy of it is with a device any more, and a receiver has said so; a
-copy that a device has begun cannot be stopped, so until then the memory is quarantined.
+It ends twice. *Terminal* at its deadline at the latest, whoever looks first: a thread that watches
+over deadlines, or a caller that asks. *Quiesced* when nothing of it moves any more, which the
+backend says; what is on its way by then cannot always be stopped, so until then the memory is
+quarantined.
 """
 
 from __future__ import annotations
@@ -13,15 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvx.errors import (
-    CapacityError,
-    KvxError,
-    PeerLost,
-    StaleReference,
-    TransferTimeout,
-    UnavailableError,
-    UsageError,
-)
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -29,36 +21,21 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-UNDECIDED = -1
+_UNDECIDED = -1
 _STATES = {Code.TIMEOUT: "timed_out", Code.CANCELLED: "cancelled"}
-_CODES = (
-    (PeerLost, Code.PEER_LOST),
-    (StaleReference, Code.STALE),
-    (UsageError, Code.USAGE),
-    (CapacityError, Code.CAPACITY),
-    (TransferTimeout, Code.TIMEOUT),
-    (UnavailableError, Code.UNAVAILABLE),
-)
 
 
 def _nothing() -> None:
     return
 
 
-def code_of(error: KvxError) -> Code:
-    """Return the code that stands for an error; DEVICE for those of a device."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), Code.DEVICE)
-
-
-class DeviceJob:
+class Job:
     """One read or write on its way; see `kvx.transfer.core.LinkJob`. Thread-safe.
 
     Attributes:
         deadline: When it ends at the latest, of the monotonic clock.
         when_ended: Called once when it has become terminal.
         when_quiet: Called once when it has quiesced.
-        ask_cancel: Asks somebody else to end it, where its end is not ours to say; None where it
-            is.
     """
 
     def __init__(
@@ -80,14 +57,13 @@ class DeviceJob:
         self.deadline = time.monotonic() + deadline_s
         self.when_ended: Callable[[], None] = _nothing
         self.when_quiet: Callable[[], None] = _nothing
-        self.ask_cancel: Callable[[], None] | None = None
         self._id = number
         self._block_bytes = block_bytes
         self._ended = ended
         self._begun_ns = time.monotonic_ns()
         self._latency_ns = 0
         self._changed = threading.Condition()
-        self._codes = np.full(len(block_bytes), UNDECIDED, np.int32)
+        self._codes = np.full(len(block_bytes), _UNDECIDED, np.int32)
         self._sums = np.zeros(len(block_bytes), np.uint64)
         self._errors = np.zeros(len(block_bytes), np.int32)
         self._state = "running"
@@ -164,14 +140,8 @@ class DeviceJob:
             return self._changed.wait_for(lambda: self._is_quiesced, timeout_s)
 
     def cancel(self) -> bool:
-        """End it, or ask its receiver to; False when it had ended."""
-        if self.is_terminal():
-            return False
-        ask = self.ask_cancel
-        if ask is None:
-            return self.end(Code.CANCELLED)
-        ask()
-        return True
+        """End it now; False when it had ended. Its memory stays quarantined until it quiesces."""
+        return self.end(Code.CANCELLED)
 
     def watch(self) -> bool:
         """Ask to be told of the end; True when it has ended already, and nobody will tell."""
@@ -185,12 +155,12 @@ class DeviceJob:
             return self._codes.copy()
 
     def errnos(self) -> npt.NDArray[np.int32]:
-        """Return the CUresult behind every DEVICE, else zeros."""
+        """Return the driver's error behind every block that failed in one, else zeros."""
         with self._changed:
             return self._errors.copy()
 
     def checksums(self) -> npt.NDArray[np.uint64]:
-        """Return the checksum computed of every block; 0 where no bytes were seen."""
+        """Return the checksum computed of every block; 0 where none was."""
         with self._changed:
             return self._sums.copy()
 
@@ -198,56 +168,20 @@ class DeviceJob:
 
     @property
     def ended_ns(self) -> int:
-        """When it became terminal, of the monotonic clock."""
-        return self._begun_ns + self._latency_ns
+        """When it became terminal, by time.monotonic_ns(); now when it has not."""
+        return self._begun_ns + self.latency_ns
 
     def expire(self) -> None:
         """End it if its deadline has passed."""
         if self._state == "running" and time.monotonic() >= self.deadline:
             self.end(Code.TIMEOUT)
 
-    def expire_cancelled(self) -> None:
-        """End it as cancelled: its receiver has not said in time how far it came."""
-        self.end(Code.CANCELLED)
-
-    def decide(
-        self,
-        first: int,
-        codes: npt.NDArray[np.int32],
-        sums: npt.NDArray[np.uint64] | None = None,
-        *,
-        error: int = 0,
-    ) -> None:
-        """Give some blocks their outcome, unless the job has ended."""
-        part = slice(first, first + len(codes))
-        with self._changed:
-            if self._state != "running":
-                return
-            self._codes[part] = codes
-            self._errors[part] = error
-            if sums is not None:
-                self._sums[part] = sums
-
-    def conclude(self, *, is_cancelled: bool = False) -> None:
-        """End it with what was decided of its blocks.
-
-        Args:
-            is_cancelled: Whether blocks that were cancelled were so because this job was.
-        """
-        codes = self.codes()
-        if (codes == Code.TIMEOUT).any():
-            self.end(Code.TIMEOUT)
-        elif is_cancelled and (codes == Code.CANCELLED).any():
-            self.end(Code.CANCELLED)
-        else:
-            self.end(Code.SKIPPED)
-
     def end(self, code: Code, reason: str = "") -> bool:
         """Give all open blocks this outcome; False when the job had ended."""
         with self._changed:
             if self._state != "running":
                 return False
-            self._codes[self._codes == UNDECIDED] = code
+            self._codes[self._codes == _UNDECIDED] = code
             self._reason = self._reason or reason
             is_done = bool((self._codes == Code.OK).all())
             self._latency_ns = max(1, time.monotonic_ns() - self._begun_ns)
@@ -259,11 +193,6 @@ class DeviceJob:
             self._ended(self._id)
         return True
 
-    def explain(self, reason: str) -> None:
-        """Keep the first reason that is told."""
-        with self._changed:
-            self._reason = self._reason or reason
-
     def settle(self) -> None:
         """Say that nothing touches its memory any more."""
         with self._changed:
@@ -273,5 +202,5 @@ class DeviceJob:
             self._changed.notify_all()
         then, self.when_quiet = self.when_quiet, _nothing
         # Who was called knows the job: let go of each other, or all of it stays until a collection.
-        self.when_ended, self.ask_cancel = _nothing, None
+        self.when_ended = _nothing
         then()

@@ -1,4 +1,4 @@
-"""What the cuda-ipc endpoints of two agents tell each other: encoding and limits. Pure.
+"""What two ends of a backend of device memory tell each other: encoding and limits. Pure.
 
     Open -> Opened      may the sender copy under this lease, and where is the memory?
     Write -> Done       copies out of memory of the sender, into leased memory of the receiver
@@ -186,7 +186,7 @@ def decode(payload: bytes) -> Message:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"a message of cuda-ipc is malformed: {error}") from None
+        raise UsageError(f"a message about device memory is malformed: {error}") from None
 
 
 def decode_card(payload: bytes) -> Card:
@@ -194,7 +194,7 @@ def decode_card(payload: bytes) -> Card:
     try:
         return _cards.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"a card of cuda-ipc is malformed: {error}") from None
+        raise UsageError(f"a card about device memory is malformed: {error}") from None
 
 
 def lease_of(lease: tuple[int, int, int]) -> LeaseRef:

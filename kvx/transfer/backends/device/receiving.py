@@ -16,11 +16,11 @@ from kvx.buffers import MemoryKind
 from kvx.errors import KvxError, StaleReference, UsageError
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.lease_token import Rights
-from kvx.transfer.backends.cuda_ipc import messages
-from kvx.transfer.backends.cuda_ipc.active import Active
-from kvx.transfer.backends.cuda_ipc.job import DeviceJob, code_of
-from kvx.transfer.backends.cuda_ipc.messages import Done, Write, lease_of, text_of
-from kvx.transfer.backends.cuda_ipc.pull import PullPlan
+from kvx.transfer.backends.device import messages
+from kvx.transfer.backends.device.active import Active
+from kvx.transfer.backends.device.job import DeviceJob, code_of
+from kvx.transfer.backends.device.messages import Done, Write, lease_of, text_of
+from kvx.transfer.backends.device.plan import PullPlan
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.transfer.backend import BackendHost, LeaseUse, Memory, PeerSight
-    from kvx.transfer.backends.cuda_ipc.clerk import Clerk
-    from kvx.transfer.backends.cuda_ipc.marks import Marks
+    from kvx.transfer.backends.device.clerk import Clerk
+    from kvx.transfer.backends.device.marks import Marks
 
 # Each may hold a lease and a list of blocks.
 _SERVED_MAX = 4096

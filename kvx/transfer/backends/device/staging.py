@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvx.errors import TransferError, TransferTimeout
 from kvx.transfer.agents import descriptors
 from kvx.transfer.agents.staged import back_to_back
-from kvx.transfer.backends.cuda_ipc.pinned import PinnedRegion
+from kvx.transfer.backends.device.pinned import PinnedRegion
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from kvx.transfer.backend import Memory
-    from kvx.transfer.backends.cuda_ipc.desk import Desk
+    from kvx.transfer.backends.device.desk import Desk
     from kvx.transfer.memory import MemoryRegion
     from kvx_ext import _core
 

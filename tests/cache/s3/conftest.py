@@ -1,0 +1,78 @@
+"""Where the S3 tests find a service, and how they open buckets of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import urllib.request
+from collections import deque
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvx.cache.s3.obstore_store import ObstoreStore, open_store
+from kvx.tier_config import S3TierConfig
+from tests.cache.s3.bad_server import Answer, BadServer
+from tests.cache.s3.memory_store import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Opener = "Callable[..., ObstoreStore]"
+
+
+def open_at(endpoint: str, **settings: object) -> ObstoreStore:
+    """Open a bucket of a server that checks no signatures."""
+    return open_store(S3TierConfig(**{"bucket": "bucket", "endpoint": endpoint, **settings}))
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the client keys, and nothing else of what this machine's environment may say."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "kvxak")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "kvxsecretkey")
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., BadServer]]:
+    """Hand out servers that give these answers, for ever the last."""
+    opened: list[BadServer] = []
+
+    def serve(*answers: Answer, **settings: object) -> BadServer:
+        opened.append(BadServer(deque(answers), **settings))
+        return opened[-1]
+
+    yield serve
+    for server in opened:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """Start moto's server; return its URL."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes a second
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket_settings(moto: str) -> dict[str, str]:
+    """Make a bucket; return the settings of a tier in it."""
+    name = f"kvx-{secrets.token_hex(6)}"
+    request = urllib.request.Request(f"{moto}/{name}", method="PUT")  # noqa: S310 - our own
+    with urllib.request.urlopen(request):  # noqa: S310 - our own
+        return {"endpoint": moto, "bucket": name}
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    """Return an empty bucket in memory."""
+    return Bucket()
