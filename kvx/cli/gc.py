@@ -15,7 +15,7 @@ from rich.table import Table
 from kvx.cache.s3.inventory import Finding, Inventory, Verdict
 from kvx.cache.s3.sweep import SweepRules, SweepTotals, sweep
 from kvx.cli.bucket import add_bucket_arguments, bucket_config, with_inventory
-from kvx.cli.figures import seconds, size
+from kvx.cli.figures import printable, seconds, size
 from kvx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ async def _sweep(
                 f"{totals.deleted.num_objects} deleted",
             )  # fmt: skip
             if options.names and rules.dooms(finding.verdict):
-                why = finding.why or finding.verdict
-                sys.stdout.write(f"{finding.facts.name}\t{finding.facts.size_bytes}\t{why}\n")
+                facts, why = finding.facts, finding.why or finding.verdict
+                print(printable(facts.name), facts.size_bytes, printable(why), sep="\t")
 
         await sweep(inventory, rules, totals, notify=notify)
 

@@ -92,6 +92,7 @@ class FakeAgent:
         self.peers: set[str] = set()
         self.registered: list[Any] = []
         self.things: dict[int, Any] = {}
+        self.notices: dict[str, list[bytes]] = {}
         self._numbers = itertools.count(1)
         fabric.agents[name] = self
 
@@ -133,6 +134,15 @@ class FakeAgent:
         if peer not in self.peers:
             raise NotFoundError(peer)
         self.peers.remove(peer)
+
+    def genNotif(self, peer: str, data: bytes, plugins: list[str]) -> None:
+        if peer not in self.peers:
+            raise NotFoundError(peer)
+        self.fabric.agents[peer].notices.setdefault(self.name, []).append(data)
+
+    def getNotifs(self, told: dict[str, list[bytes]], plugins: list[str]) -> dict[str, list[bytes]]:
+        heard, self.notices = self.notices, {}
+        return told | heard
 
     def prepXferDlist(self, side: str, listed: Any, plugins: list[str]) -> int:
         if side and side not in self.peers:

@@ -75,6 +75,7 @@ class Rig:
         self.ended: list[int] = []
         self.memories: dict[int, npt.NDArray[np.uint8]] = {}
         self.is_mute = False  # messages are lost
+        self.is_cut_off = False  # there is no connection
         self.lost: Callable[[str, int, bool], None] = lambda *_: None
         self._numbers = itertools.count(1)
         self._sending = threading.Lock()
@@ -116,6 +117,8 @@ class Rig:
         self.lost = lost
 
     def send(self, peer: str, payload: bytes) -> None:
+        if self.is_cut_off:
+            raise PeerLost("cut off", peer=peer)
         try:
             with self._sending:
                 if not self.is_mute:
@@ -154,6 +157,12 @@ class Rig:
         self.endpoint.register(memory)
         return memory
 
+    def card(self) -> PeerCard:
+        """Return what others know of it."""
+        here = host_identity()
+        card = self.endpoint.card()
+        return PeerCard(self.name, self.incarnation, 1, here, True, False, True, card)
+
     def grant(self, region: int, blocks: list[tuple[int, ...]], rights: int) -> LeaseRef:
         ref = LeaseRef(next(self._numbers), 0, next(self._numbers))
         self.leases[ref] = Lease(region, np.array(blocks, np.int64).reshape(-1, 4), rights)
@@ -190,6 +199,9 @@ class Orders:
     def notes(self) -> list[tuple[str, builtins.bytes]]:
         return self.rig.notes
 
+    def connect(self, card: PeerCard) -> None:
+        self.rig.endpoint.connect(card, 5.0)
+
     def mute(self) -> None:
         self.rig.is_mute = True
 
@@ -206,7 +218,7 @@ def serve(
 ) -> None:
     """Be the other process."""
     rig = Rig(name, incarnation, pipe, options)
-    orders.send(rig.endpoint.card())
+    orders.send(rig.card())
     while True:
         try:
             command, arguments = orders.recv()
@@ -238,8 +250,7 @@ class RemoteRig:
                 os.environ[key] = value
         pipe.close()
         orders.close()
-        card = self.orders.recv()
-        self.card = PeerCard(name, incarnation, 1, host_identity(), True, False, True, card)
+        self.card: PeerCard = self.orders.recv()
 
     def do(self, command: str, *arguments: object) -> Any:
         self.orders.send((command, arguments))

@@ -204,7 +204,7 @@ def test_a_frozen_peer_ends_in_a_deadline_and_quarantine(make_pair: PairMaker) -
     assert job.state() == "timed_out"
     assert set(job.codes().tolist()) == {Code.TIMEOUT}
     assert not job.wait_quiesced(0.3)
-    assert pair.here.endpoint.quarantine() == [job.id]
+    assert pair.here.endpoint.quarantine()[0][:4] == (job.id, "there", False, job.bytes)
     assert not pair.here.endpoint.unregister(memory, 0.05)
     array[:] = 0
     pair.there.thaw()
@@ -352,6 +352,9 @@ def test_memory_is_kept_while_a_peer_may_touch_it(make_pair: PairMaker) -> None:
     region = filled(pair)
     memory = pair.here.memory(SIZE)
     pair.here.endpoint.connect(pair.there.card, 5.0)
+    assert pair.here.endpoint.unregister(memory, 0.0)  # nobody has asked where it is
+    memory = pair.here.memory(SIZE)
+    pair.there.do("connect", pair.here.card())
     pair.there.freeze()
     assert not pair.here.endpoint.unregister(memory, 0.2)
     pair.there.thaw()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kvx.errors import ConfigError, UnavailableError, UsageError
 from kvx.transfer.backends.nixl import NixlBackend, NixlOptions, messages, probe, rows
+from kvx.transfer.core import LeaseRef
 from tests.transfer.backends.fake_nixl import Fabric
 
 
@@ -32,6 +33,15 @@ def test_messages_have_limits() -> None:
     long = msgspec.msgpack.encode({"type": "hello", "name": "n" * 200})
     with pytest.raises(UsageError, match="malformed"):
         messages.decode(long)
+
+
+def test_numbers_of_64_bits_arrive_whole() -> None:
+    lease = LeaseRef((1 << 64) - 1, (1 << 32) - 1, (1 << 64) - 3)
+    job = (1 << 63) - 1
+    told = messages.decode(messages.encode(messages.Begin(job, messages.numbers_of(lease))))
+    assert isinstance(told, messages.Begin)
+    assert messages.lease_of(told.lease) == lease
+    assert told.job == job
 
 
 def canonical(block: tuple[int, ...]) -> list[int]:

@@ -233,7 +233,7 @@ class Ground(Guarded):
             open_files, rss_bytes = _descriptors(), _rss_bytes()
             left = Leaks(
                 stats["running"] + theirs["running"],
-                stats["quarantined"] + theirs["quarantined"],
+                len(self.agent.quarantine) + theirs["quarantined"],
                 stats["served"] + theirs["served"],
                 max(0, open_files - self._descriptors),
                 rss_bytes - self._rss_bytes,

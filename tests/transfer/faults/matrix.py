@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest.mock import patch
 
 from tests.transfer.faults import links
 from tests.transfer.faults.ground import Ground
@@ -38,7 +40,7 @@ def over_way(way: Way, extent: Extent, rng: random.Random, tally: Tally) -> None
     if why:
         tally.skipped[way.name] = why
         return
-    with Ground(way) as ground:
+    with patch.dict(os.environ, dict(way.environment)), Ground(way) as ground:
         _strike(ground, FAULTS, extent, rng, tally)
         tally.add(storm(ground, extent.storm, rng), extent.storm)
         tally.leaks[way.name] = ground.leaks()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import multiprocessing
+import os
 import time
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -42,6 +43,7 @@ class Way:
         unix: Whether it has that file.
         namespace: Network namespace that the victim runs in; None for this one.
         rights: What the victim leases its memory for.
+        environment: Of both processes, by name.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Way:
     unix: bool = True
     namespace: str | None = None
     rights: Rights = Rights.READ | Rights.WRITE
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def config(self) -> dict[str, object]:
@@ -63,20 +66,23 @@ class Way:
         }  # fmt: skip
 
 
+def _nixl(name: str, **environment: str) -> Way:
+    return Way(
+        name, "nixl", ("nixl",), is_shared=False, listen="tcp://127.0.0.1:0",
+        rights=Rights.READ | Rights.WRITE | Rights.REMOTE_WRITE,
+        environment=tuple(environment.items()),
+    )  # fmt: skip
+
+
 WAYS = (
     Way("shm", "shm", ("shm",), is_shared=True),
     Way("foreign", "shm", ("shm",), is_shared=False),
     # What is left for private memory that the kernel does not let peers read.
     Way("unix", "tcp", ("shm", "tcp"), is_shared=False),
     Way("tcp", "tcp", ("tcp",), is_shared=False, listen="tcp://127.0.0.1:0", unix=False),
-    Way(
-        "nixl",
-        "nixl",
-        ("nixl",),
-        is_shared=False,
-        listen="tcp://127.0.0.1:0",
-        rights=Rights.READ | Rights.WRITE | Rights.REMOTE_WRITE,
-    ),
+    _nixl("nixl"),
+    # The bytes come out of the peer's process, as over a network: a frozen one sends none.
+    _nixl("nixl, tcp", UCX_TLS="tcp"),
 )
 
 
@@ -109,9 +115,10 @@ class Victim(Guarded, Owner):
 
     def __init__(
         self, name: str, *, is_shared: bool, config: dict[str, object], listen: str | None,
-        rights: int, namespace: str | None = None,
+        rights: int, namespace: str | None = None, environment: tuple[tuple[str, str], ...] = (),
     ) -> None:  # fmt: skip
         """Open an agent with `NUM_BLOCKS` blocks of pattern 1."""
+        os.environ.update(environment)
         if namespace is not None:
             enter(namespace)
         super().__init__(
@@ -201,5 +208,5 @@ def start_victim(way: Way, name: str = "victim") -> OwnerProcess:
     return OwnerProcess(
         name, kind=Victim, context=_context(), is_shared=way.is_shared, config=way.config,
         listen=way.listen, namespace=way.namespace,
-        rights=int(way.rights),
+        rights=int(way.rights), environment=way.environment,
     )  # fmt: skip

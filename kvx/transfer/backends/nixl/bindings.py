@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from kvx.transfer.backends.nixl.options import NixlOptions
 
+_log = logging.getLogger(__name__)
 _MICROSECONDS = 1e6
 
 
@@ -151,6 +153,22 @@ class NixlAgent:
             self._agent.invalidateRemoteMD(peer)
         except self._bindings.nixlNotFoundError:
             return  # NIXL forgets by itself those who were killed
+
+    def notify(self, peer: str, data: bytes) -> None:
+        """Tell a peer something over NIXL's connection to it, if that stands."""
+        try:
+            self._agent.genNotif(peer, data, self._plugins)
+        except self._errors as error:
+            _log.debug("%s is not there to be told: %s", peer, error)
+
+    def notices(self) -> list[tuple[str, bytes]]:
+        """Take what peers have told in that way: (peer, data), in order for each peer."""
+        try:
+            heard = self._agent.getNotifs({}, self._plugins)
+        except self._errors as error:
+            _log.warning("NIXL does not say what peers have told: %s", error)
+            return []
+        return [(peer, data) for peer, told in heard.items() for data in told]
 
     def prepare(self, peer: str, rows: npt.NDArray[np.uint64], kind: MemoryKind) -> int:
         """Check a list of (address, bytes, ordinal); `peer` is empty for our own memory.

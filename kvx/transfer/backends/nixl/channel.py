@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
             """Send to a peer's endpoint; PeerLost when there is no connection."""
 
         def say_over(self, peer: str, life: str, job: int) -> None:
-            """Send Over, now or when there is a connection again."""
+            """Send Over, whichever way there is or when there is one again."""
 
-        def ask_regions(self, peer: str, life: str) -> None:
+        def ask_regions(self, peer: str) -> None:
             """Ask a peer what it has registered; PeerLost when there is no connection."""
 
         def maybe_forgotten(self, peer: str, region: int) -> None:
@@ -117,7 +118,7 @@ class NixlChannel:
             if is_known:
                 self._start(course)
             else:
-                around.ask_regions(self.peer, self.life)
+                around.ask_regions(self.peer)
         except BaseException:
             with self._lock:
                 del self._courses[job.id]
@@ -186,11 +187,18 @@ class NixlChannel:
         with self._lock:
             return any(course.region == region for course in self._courses.values())
 
-    def quarantine(self) -> list[int]:
-        """Return the jobs that have ended while NIXL may still touch their memory."""
+    def quarantine(self) -> list[tuple[int, str, bool, int, float]]:
+        """Return what has ended while NIXL may still touch its memory; see `Quarantining`."""
         with self._lock:
-            courses = list(self._courses.values())
-        return [course.job.id for course in courses if course.is_in_quarantine]
+            courses = [one for one in self._courses.values() if one.is_in_quarantine]
+        now_ns = time.monotonic_ns()
+        return [
+            (
+                one.job.id, self.peer, one.request.is_write, one.job.bytes,
+                (now_ns - one.job.ended_ns) / 1e9,
+            )
+            for one in courses
+        ]  # fmt: skip
 
     def drop_plans(self, memory: Memory) -> None:
         """Keep no plans over memory of ours that goes away."""

@@ -4,7 +4,8 @@
     write  Begin -> the owner holds its memory -> post -> arrived -> checksums told -> Finish -> the
            owner has compared them: done
 
-The pump's thread drives it by `step`; the verifier and the peer's answers report to it.
+The pump's thread drives it by `step`; the verifier and the peer's answers report to it. A small one
+is moved and verified by whoever could begin: handing it on would take longer than that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from kvx.errors import PeerLost
 from kvx.transfer.backends.nixl.bindings import Progress
 from kvx.transfer.backends.nixl.checking import checks_of, checksums_of
-from kvx.transfer.backends.nixl.messages import Begin, Finish, numbers_of
+from kvx.transfer.backends.nixl.messages import CHECK_BLOCKS_MAX, Begin, Finish, numbers_of
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from kvx.transfer.backend import LinkRequest
     from kvx.transfer.backends.nixl.job import NixlJob
-    from kvx.transfer.backends.nixl.messages import Answer, Message
+    from kvx.transfer.backends.nixl.messages import Answer, Check, Message
     from kvx.transfer.backends.nixl.prepared import Flight
     from kvx.transfer.backends.nixl.rows import Batch
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CODES = {int(code): code for code in Code}
+# What moves and is verified in less time than it takes to wake a thread.
+_SMALL_BYTES = 64 << 10
 
 
 class Course:
@@ -67,6 +70,9 @@ class Course:
         self.request = request
         self._around = around
         self._is_verifying = is_verifying
+        self._is_small = False
+        self._check: Check | None = None  # of a small one, to go with Finish
+        self._stepping = threading.Lock()
         self._lock = threading.Lock()
         self._flight: Flight | None = None
         self._may_post = False
@@ -99,6 +105,8 @@ class Course:
         Raises:
             PeerLost: There is no connection to ask over.
         """
+        is_one = batches == 1 and self.job.blocks <= CHECK_BLOCKS_MAX
+        self._is_small = is_one and self.job.bytes <= _SMALL_BYTES
         if self.request.is_write:
             self._owner_knows = True
             self._around.send(Begin(self.job.id, numbers_of(self.request.lease)))
@@ -106,7 +114,10 @@ class Course:
             self._batches = batches
             self._flight = flight
             self._may_post = self._may_post or not self.request.is_write
-        self._around.wake()
+        if self._is_small and not self.request.is_write:
+            self.step()
+        else:
+            self._around.wake()
 
     def answered(self, answer: Answer) -> None:
         """Take the owner's answer to Begin or Finish."""
@@ -120,13 +131,24 @@ class Course:
         elif code is Code.OK:
             with self._lock:
                 self._may_post = True
+            if self._is_small:
+                self.step()
         else:
             self._owner_knows = False
             self.job.end(code)
         self._around.wake()
 
     def step(self) -> bool:
-        """Do what can be done now; returns whether anything was. For the pump's thread."""
+        """Do what can be done now; returns whether anything was."""
+        with self._stepping:
+            try:
+                return self._step()
+            except Exception:  # noqa: BLE001 - logged; the thread drives other transfers too
+                _log.exception("transfer %d is given up", self.job.id)
+                self.job.cancel()
+                return False
+
+    def _step(self) -> bool:
         self.job.expire()
         with self._lock:
             flight, may_post = self._flight, self._may_post
@@ -139,7 +161,10 @@ class Course:
             self._look_for_failure(flight)
         for batch in arrived:
             self._moved += 1
-            self._around.verify(functools.partial(self._verify, batch))
+            if self._is_small:
+                self._verify(batch)
+            else:
+                self._around.verify(functools.partial(self._verify, batch))
         if not self.job.is_terminal():
             return self._finish_when_verified() or bool(arrived)
         return self._settle_when_still() or bool(arrived)
@@ -152,7 +177,7 @@ class Course:
             self.job.end(Code.PEER_LOST if is_lost else Code.UNAVAILABLE)
 
     def _verify(self, batch: Batch) -> None:
-        """Compare a batch with what is expected, and tell its owner; for the verifier's thread."""
+        """Compare a batch with what is expected, and tell its owner."""
         plan = self.request.plan
         try:
             if self._is_verifying and not self.job.is_terminal():
@@ -164,7 +189,7 @@ class Course:
                 if self.request.is_write or plan.checksums is None:
                     self._owner_knows = True
                     for check in checks_of(self.request, self.job.id, batch.first, sums):
-                        self._around.send(check)
+                        self._tell(check)
         except PeerLost as error:
             self._around.lose(str(error))
         except Exception:  # noqa: BLE001 - logged; what was not verified must not count
@@ -173,7 +198,14 @@ class Course:
         finally:
             with self._lock:
                 self._verified += 1
-            self._around.wake()
+            if not self._is_small:
+                self._around.wake()
+
+    def _tell(self, check: Check) -> None:
+        if self._is_small:
+            self._check = check
+        else:
+            self._around.send(check)
 
     def _finish_when_verified(self) -> bool:
         with self._lock:
@@ -181,7 +213,8 @@ class Course:
             self._has_finished = self._has_finished or is_ready
         if is_ready:
             request = self.request
-            word = Finish(self.job.id, numbers_of(request.lease), request.is_write, request.note)
+            lease = numbers_of(request.lease)
+            word = Finish(self.job.id, lease, request.is_write, request.note, self._check)
             try:
                 self._around.send(word)
             except PeerLost as error:

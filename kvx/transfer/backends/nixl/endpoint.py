@@ -15,6 +15,7 @@ from kvx.errors import PeerLost, TransferTimeout, UnavailableError, UsageError
 from kvx.transfer.backends.nixl import messages
 from kvx.transfer.backends.nixl.bindings import NixlAgent
 from kvx.transfer.backends.nixl.channel import NixlChannel
+from kvx.transfer.backends.nixl.lives import Lives, life_of
 from kvx.transfer.backends.nixl.owner import Owner
 from kvx.transfer.backends.nixl.pump import Pump, Verifier
 from kvx.transfer.backends.nixl.registry import Registry
@@ -28,33 +29,27 @@ if TYPE_CHECKING:
     from kvx.transfer.backends.nixl.options import NixlOptions
 
 _log = logging.getLogger(__name__)
-
-
-def life_of(agent: str, incarnation: int) -> str:
-    """Return what NIXL calls one life of an agent: a restarted one is somebody else."""
-    return f"{agent}.{incarnation:016x}"
+# Whoever could not be told to forget a region is told again, in case it is back.
+_FORGET_EVERY_S = 0.25
 
 
 @dataclass(slots=True)
 class _Peer:
-    """A peer that has said hello, or was asked to.
+    """A peer that has asked, or was asked.
 
     Attributes:
-        hello: The last one.
+        life: That has asked, and is told of what we register; empty for none.
+        hello: Its last one.
         hellos: How many there were.
         channel: The way to it.
         overs: (life, transfer) whose end it could not be told.
     """
 
+    life: str = ""
     hello: Hello | None = None
     hellos: int = 0
     channel: NixlChannel | None = None
     overs: list[tuple[str, int]] = field(default_factory=list)
-
-    @property
-    def life(self) -> str:
-        """What it calls itself; empty before it has."""
-        return "" if self.hello is None else self.hello.name
 
 
 class NixlEndpoint:
@@ -71,7 +66,6 @@ class NixlEndpoint:
         self.options = options
         self.life = life_of(host.agent, host.incarnation)
         self.nixl = NixlAgent(self.life, options, bindings)
-        self.pump = Pump(f"kvx-nixl-{host.agent}")
         self.verifier = Verifier(f"kvx-nixl-verify-{host.agent}")
         self._host = host
         self._version = version
@@ -80,11 +74,14 @@ class NixlEndpoint:
         self._changed = threading.Condition()
         self._peers: dict[str, _Peer] = {}
         self._channels: list[NixlChannel] = []  # until nothing of them is left
-        # What NIXL knows of peers changes under it, so that a life is not forgotten while used.
-        self._introducing = threading.Lock()
         self._is_closed = False
         self._registry = Registry(self.nixl, self.life)
         self._owner = Owner(host, self._registry.get, self.send)
+        self._lives = Lives(
+            self.nixl, self.life, registry=self._registry, owner=self._owner,
+            verifier=self.verifier, is_in_use=self._is_in_use,
+        )  # fmt: skip
+        self.pump = Pump(f"kvx-nixl-{host.agent}", self._lives.hear)
         host.on_message(self._received)
         host.on_lost(self._lost)
 
@@ -97,15 +94,14 @@ class NixlEndpoint:
         """
         self._registry.add(memory)
         with self._changed:
-            known = [name for name, peer in self._peers.items() if peer.hello is not None]
-        for name in known:
+            asking = [name for name, peer in self._peers.items() if peer.life]
+        for name in asking:
             self._try_hello(name)
 
     def unregister(self, memory: Memory, timeout_s: float) -> bool:
         """Take memory back; False while we or a peer may touch it: it must not be freed then."""
         end = time.monotonic() + timeout_s
-        for name in self._registry.begin_leaving(memory.region):
-            self._try_send(name, messages.Forget(memory.region))
+        self._ask_to_forget(memory)
         with self._changed:
             channels = list(self._channels)
         for channel in channels:
@@ -113,7 +109,13 @@ class NixlEndpoint:
             for job in channel.uses(memory):
                 if not job.wait_quiesced(max(0.0, end - time.monotonic())):
                     return False
-        return self._registry.remove(memory.region, max(0.0, end - time.monotonic()))
+        left_s = max(0.0, end - time.monotonic())
+        while not self._registry.remove(memory.region, min(left_s, _FORGET_EVERY_S)):
+            left_s = max(0.0, end - time.monotonic())
+            if not left_s:
+                return False
+            self._ask_to_forget(memory)
+        return True
 
     def card(self) -> bytes:
         """Return what peers must know to judge whether they can reach us this way."""
@@ -155,7 +157,7 @@ class NixlEndpoint:
             return channel
         if channel is not None:
             channel.lose(f"{peer.name} was connected anew")
-        self._hello(peer.name, life, wants_answer=True)
+        self.send(peer.name, messages.Ask(self.life))
         with self._changed:
             if not self._changed.wait_for(lambda: known.hellos > hellos, timeout_s):
                 raise TransferTimeout(
@@ -166,7 +168,8 @@ class NixlEndpoint:
         assert hello is not None, "a hello that was counted is kept"
         if hello.name != life:
             raise UnavailableError(f"{peer.name} calls itself {hello.name}, not {life}")
-        channel = self._introduce(peer.name, hello)
+        channel = NixlChannel(peer.name, life, _by_number(hello.regions), self)
+        self._lives.meet(hello, functools.partial(self._use, channel))
         with self._changed:
             known.channel = channel
             overs, known.overs = known.overs, []
@@ -177,30 +180,23 @@ class NixlEndpoint:
 
     def close(self, timeout_s: float) -> None:
         """Cancel everything and stop; what NIXL is not through with keeps its memory alive."""
-        end = time.monotonic() + timeout_s
         with self._changed:
             if self._is_closed:
                 return
             self._is_closed = True
             channels = list(self._channels)
+        self._lives.close()
         for channel in channels:
             channel.close(0.0, Code.CANCELLED)
-        is_free = self.pump.wait_idle(timeout_s)
-        for memory in self._registry.all():
-            is_free &= self.unregister(memory, max(0.0, end - time.monotonic()))
-        if not is_free:
-            _log.warning("NIXL may touch memory of %s yet: it is kept while we run", self.life)
-            self.pump.keep(self)
-            return
-        self.pump.stop()
-        self.verifier.stop()
-        self.nixl.stop()
+        self.pump.stop(self._end)
+        if not self.pump.wait_ended(timeout_s):
+            _log.warning("NIXL may touch memory of %s yet: it is kept until then", self.life)
 
-    def quarantine(self) -> list[int]:
-        """Return the jobs that have ended while NIXL may still touch their memory."""
+    def quarantine(self) -> list[tuple[int, str, bool, int, float]]:
+        """Return what has ended while NIXL may still touch its memory; see `Quarantining`."""
         with self._changed:
             channels = list(self._channels)
-        return [job for channel in channels for job in channel.quarantine()]
+        return [one for channel in channels for one in channel.quarantine()]
 
     def held_writes(self) -> int:
         """Return how many writes of peers hold leases of ours."""
@@ -221,16 +217,17 @@ class NixlEndpoint:
         self._host.send(peer, messages.encode(message))
 
     def say_over(self, peer: str, life: str, job: int) -> None:
-        """Tell a peer that a transfer has ended, now or when it is connected again."""
+        """Tell a peer that a transfer has ended: over NIXL, and again later, when need be."""
         try:
             self.send(peer, messages.Over(job))
         except PeerLost:
+            self._lives.whisper(life, messages.Over(job))
             with self._changed:
                 self._peers.setdefault(peer, _Peer()).overs.append((life, job))
 
-    def ask_regions(self, peer: str, life: str) -> None:
+    def ask_regions(self, peer: str) -> None:
         """Ask a peer what it has registered; PeerLost when there is no connection."""
-        self._hello(peer, life, wants_answer=True)
+        self.send(peer, messages.Ask(self.life))
 
     def maybe_forgotten(self, peer: str, region: int) -> None:
         """Tell a peer that it may have a region back, if no transfer touches it any more."""
@@ -242,33 +239,32 @@ class NixlEndpoint:
         return self._registry.get(memory.region) is not None
 
     def retired(self, channel: NixlChannel) -> None:
-        """Let NIXL forget a life of a peer, once nothing of any channel to it is left."""
-        with self._introducing:
-            with self._changed:
-                if channel not in self._channels:
-                    return
+        """Forget a channel that is down and of which nothing is left."""
+        with self._changed:
+            if channel in self._channels:
                 self._channels.remove(channel)
-                is_in_use = any(one.life == channel.life for one in self._channels)
-            if not is_in_use:
-                self.nixl.forget_peer(channel.life)
+        self._lives.part(channel.life)
 
-    def _introduce(self, peer: str, hello: Hello) -> NixlChannel:
-        """Make NIXL know a peer, and a channel to it."""
-        with self._introducing:
-            self._learn(hello)
-            self.nixl.connect(hello.name)
-            channel = NixlChannel(peer, hello.name, _by_number(hello.regions), self)
-            with self._changed:
-                self._channels.append(channel)
-        return channel
+    def _end(self) -> None:
+        """End NIXL: nothing of ours is under way, and no peer writes; on the pump's thread.
 
-    def _learn(self, hello: Hello) -> None:
-        name = self.nixl.load_peer(hello.metadata)
-        if name != hello.name:
-            raise UnavailableError(f"{hello.name} sent what NIXL takes for {name}")
+        Peers that read fail at that: their memory is theirs, and we confirm nothing any more.
+        """
+        self._registry.clear()
+        self.verifier.stop()
+        self.nixl.stop()
 
-    def _hello(self, peer: str, life: str, *, wants_answer: bool) -> None:
-        self.send(peer, self._registry.hello(peer, life, wants_answer=wants_answer))
+    def _use(self, channel: NixlChannel) -> None:
+        with self._changed:
+            self._channels.append(channel)
+
+    def _is_in_use(self, life: str) -> bool:
+        with self._changed:
+            return any(channel.life == life for channel in self._channels)
+
+    def _ask_to_forget(self, memory: Memory) -> None:
+        for name in self._registry.begin_leaving(memory.region):
+            self._try_send(name, messages.Forget(memory.region))
 
     def _try_send(self, peer: str, message: Message) -> None:
         try:
@@ -278,7 +274,11 @@ class NixlEndpoint:
 
     def _try_hello(self, peer: str) -> None:
         life = self._life_of(peer)
-        self._try_send(peer, self._registry.hello(peer, life, wants_answer=False))
+        hello, news = self._registry.hello(peer, life)
+        try:
+            self.send(peer, hello)
+        except PeerLost:
+            self._registry.untold(peer, life, news)  # it asks again when it is back
 
     def _received(self, peer: str, payload: bytes) -> None:
         """Take a message; on the agent's thread, so nothing here waits."""
@@ -294,7 +294,7 @@ class NixlEndpoint:
             case messages.Check():
                 put(functools.partial(self._owner.check, peer, life, message))
             case messages.Finish():  # behind its checks
-                put(functools.partial(self._owner.finish, peer, message))
+                put(functools.partial(self._owner.finish, peer, life, message))
             case messages.Over():
                 put(functools.partial(self._owner.over, peer, message.job))
             case _:
@@ -303,6 +303,8 @@ class NixlEndpoint:
     def _heard(self, peer: str, message: Message) -> None:
         """Take what is not about our memory under a transfer of the peer."""
         match message:
+            case messages.Ask():
+                self._asked(peer, message.name)
             case messages.Hello():
                 self._greeted(peer, message)
             case messages.Forgotten():
@@ -313,18 +315,23 @@ class NixlEndpoint:
                 for channel in self._channels_to(peer):
                     channel.answered(message)
 
+    def _asked(self, peer: str, life: str) -> None:
+        self._lives.back(life)
+        with self._changed:
+            self._peers.setdefault(peer, _Peer()).life = life
+        self._try_hello(peer)
+
     def _greeted(self, peer: str, hello: Hello) -> None:
+        self._lives.back(hello.name)
         with self._changed:
             known = self._peers.setdefault(peer, _Peer())
             known.hello = hello
             known.hellos += 1
             channel = known.channel
             self._changed.notify_all()
-        if hello.wants_answer:
-            self._try_hello(peer)
         if channel is not None and channel.is_up() and channel.life == hello.name:
             try:
-                self._learn(hello)
+                self._lives.learn(hello)
             except UnavailableError as error:
                 _log.warning("%s: %s", peer, error)
                 return
@@ -340,9 +347,12 @@ class NixlEndpoint:
         for channel in self._channels_to(peer):
             if channel.life == life:
                 channel.lose("its agent is gone" if has_ended else "its agent cannot be reached")
-        if has_ended:
-            self._owner.buried(life)
-            self._registry.buried(life)
+        with self._changed:
+            known = self._peers.get(peer)
+            if has_ended and known is not None and known.life == life:
+                known.life = ""
+        self._lives.lost(life, has_ended=has_ended)
+        self.pump.wake()  # it listens from now on
 
     def _channels_to(self, peer: str) -> list[NixlChannel]:
         with self._changed:

@@ -1,13 +1,15 @@
 """What the NIXL endpoints of two agents tell each other beside data: encoding and limits. Pure.
 
-    Hello               our metadata and regions; answered in kind when asked for
+    Ask     -> Hello    the sender is about to transfer: what is there, and later on, what is new?
     Begin   -> Answer   a write is about to start: the owner holds its memory until the end
     Check               what the other side computed of some blocks, to be compared by their owner
     Finish  -> Answer   all bytes have moved: is the lease live still, and do they agree?
     Over                a transfer that failed touches the owner's memory no more
     Forget  -> Forgotten    a region is about to go: nothing of ours touches it any more
+    Left                nothing of the sender touches anything; it will only when it is told anew
 
-They travel over the agents' connection, in order, from peers that have proved who they are.
+They travel over the agents' connection, in order, from peers that have proved who they are; Over
+and Left over NIXL's when there is no other (see `lives`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import msgspec
 from kvx.errors import UsageError
 from kvx.transfer.core import NOTE_BYTES_MAX, LeaseRef
 
-VERSION = 1
+VERSION = 2
 MESSAGE_BYTES_MAX = 1 << 20
 # 60 bytes a block at most, so that a message stays below its limit.
 CHECK_BLOCKS_MAX = 8192
@@ -60,13 +62,26 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     ordinal: _Small
 
 
-class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
-    """Who the sender is to NIXL, and all that it has registered."""
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ask"):
+    """Who the sender is to NIXL; it is to be told what there is, now and whenever that changes."""
 
+    name: _Name
+
+
+class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
+    """Who the sender is to NIXL, and all that it has registered.
+
+    Attributes:
+        number: Of the hello, larger than those of all before.
+        name: What NIXL calls the sender.
+        metadata: Of NIXL.
+        regions: What it has registered.
+    """
+
+    number: _Number
     name: _Name
     metadata: Annotated[bytes, msgspec.Meta(max_length=MESSAGE_BYTES_MAX)]
     regions: Annotated[list[Region], msgspec.Meta(max_length=REGIONS_MAX)]
-    wants_answer: bool
 
 
 class Begin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
@@ -101,12 +116,21 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="check"
 
 
 class Finish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="finish"):
-    """All bytes have moved; the note is delivered when everything is in order."""
+    """All bytes have moved; the note is delivered when everything is in order.
+
+    Attributes:
+        job: Number of the transfer.
+        lease: What it is done under.
+        is_write: Its direction.
+        note: For the owner.
+        check: The only one of a small transfer, which is not worth a message of its own.
+    """
 
     job: _Number
     lease: _Lease
     is_write: bool
     note: Annotated[bytes, msgspec.Meta(max_length=NOTE_BYTES_MAX)]
+    check: Check | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="answer"):
@@ -145,7 +169,14 @@ class Forgotten(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="fo
     region: _Small
 
 
-Message = Hello | Begin | Check | Finish | Answer | Over | Forget | Forgotten
+class Left(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="left"):
+    """Nothing of the sender touches, or will touch, what hellos up to this one have told of."""
+
+    name: _Name
+    hello: _Number
+
+
+Message = Ask | Hello | Begin | Check | Finish | Answer | Over | Forget | Forgotten | Left
 _decoder = msgspec.msgpack.Decoder(Message)
 _card_decoder = msgspec.msgpack.Decoder(Card)
 

@@ -95,8 +95,10 @@ class Owner:
         except KvxError as error:
             work.error = work.error or (_code_of(error), str(error))
 
-    def finish(self, peer: str, word: Finish) -> None:
+    def finish(self, peer: str, life: str, word: Finish) -> None:
         """Judge a transfer whose bytes have moved; for the verifier's thread, behind its checks."""
+        if word.check is not None:
+            self.check(peer, life, word.check)
         with self._lock:
             work = self._works.pop((peer, word.job), None)
         code, text = self._judge(peer, word, work)
@@ -124,6 +126,11 @@ class Owner:
         for work in works:
             if work.use is not None:
                 work.use.end()
+
+    def knows(self, life: str) -> bool:
+        """Return whether a life of a peer has begun what it has not ended."""
+        with self._lock:
+            return any(work.life == life for work in self._works.values())
 
     def held(self) -> int:
         """Return the number of writes that peers have not ended."""

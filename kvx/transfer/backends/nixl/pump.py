@@ -24,26 +24,31 @@ _PAUSE_S_MIN = 50e-6
 _PAUSE_S_MAX = 20e-3
 # Of the time that nothing has happened; what is noticed late is late by this much at most.
 _PAUSE_SHARE = 1 / 16
+# What is whispered (see `lives`) is heard this much later at most.
+_HEAR_S = 0.05
 
 
 class Pump:
     """Drives courses until they are over. Thread-safe."""
 
-    def __init__(self, name: str) -> None:
-        """Start the thread; it sleeps."""
+    def __init__(self, name: str, hear: Callable[[], bool]) -> None:
+        """Start the thread; it sleeps.
+
+        Args:
+            name: Of the thread.
+            hear: Called when the pump looks, and now and then as long as it returns True.
+        """
         self._lock = threading.Lock()
         self._new: list[Course] = []
         self._wake = threading.Event()
-        self._is_stopping = False
-        self._kept: list[object] = []
-        self._idle = threading.Event()
-        self._idle.set()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._hear = hear
+        self._end: Callable[[], None] | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def add(self, course: Course) -> None:
         """Drive one more course."""
         with self._lock:
-            self._idle.clear()
             self._new.append(course)
         self._wake.set()
 
@@ -51,42 +56,46 @@ class Pump:
         """Look again now."""
         self._wake.set()
 
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no course is left; False when time was up first."""
-        return self._idle.wait(timeout_s)
+    def stop(self, end: Callable[[], None]) -> None:
+        """End the thread once no course is left and nothing is listened for; `end` is its last act.
 
-    def keep(self, owner: object) -> None:
-        """Keep something alive as long as the thread, which from now on is the process."""
-        self._kept.append(owner)
-
-    def stop(self) -> None:
-        """End the thread once no course is left. Does not wait."""
-        self._is_stopping = True
+        Until then the thread keeps alive whatever `end` belongs to. Does not wait.
+        """
+        self._end = end
         self._wake.set()
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """Wait until the thread has ended; False when time was up first."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         courses: list[Course] = []
         last_change = time.monotonic()
         while True:
+            end = self._end
             with self._lock:
                 new, self._new = self._new, []
-                if not courses and not new:
-                    self._idle.set()
-                    if self._is_stopping:
-                        return
             courses += new
             has_changed = bool(new)
             due = _next_deadline(courses)
             for course in courses:
-                has_changed |= _step(course)
+                has_changed |= course.step()
                 if time.monotonic() >= due:  # a step may take as long as a batch
                     due = _expire(courses)
             courses = [course for course in courses if not course.is_over]
+            is_listening = self._hear()
+            if end is not None and not courses and not new and not is_listening:
+                break
             now = time.monotonic()
             last_change = now if has_changed else last_change
             if not has_changed:
-                self._wake.wait(_pause(courses, now, now - last_change))
+                pause = _pause(courses, now, now - last_change)
+                if is_listening:
+                    pause = _HEAR_S if pause is None else min(pause, _HEAR_S)
+                self._wake.wait(pause)
             self._wake.clear()
+        end()
 
 
 class Verifier:
@@ -111,15 +120,6 @@ class Verifier:
                 work()
             except Exception:  # noqa: BLE001 - logged; the thread serves other transfers too
                 _log.exception("verifying failed")
-
-
-def _step(course: Course) -> bool:
-    try:
-        return course.step()
-    except Exception:  # noqa: BLE001 - logged; the thread drives other transfers too
-        _log.exception("transfer %d is given up", course.job.id)
-        course.job.cancel()
-        return False
 
 
 def _next_deadline(courses: list[Course]) -> float:

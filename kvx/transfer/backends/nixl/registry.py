@@ -15,6 +15,8 @@ from kvx.errors import CapacityError
 from kvx.transfer.backends.nixl.messages import MESSAGE_BYTES_MAX, REGIONS_MAX, Hello, Region
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kvx.transfer.backend import Memory
     from kvx.transfer.backends.nixl.bindings import NixlAgent
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class _Entry:
     memory: Memory
     number: int  # of the registration, to NIXL
-    told: set[tuple[str, str]] = field(default_factory=set)  # (peer, life)
+    told: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, life): last hello
     is_leaving: bool = False
 
 
@@ -36,6 +38,7 @@ class Registry:
         self._life = life
         self._changed = threading.Condition()
         self._entries: dict[int, _Entry] = {}
+        self._hellos = 0
 
     def add(self, memory: Memory) -> None:
         """Register memory.
@@ -62,19 +65,27 @@ class Registry:
             entry = self._entries.get(region)
             return None if entry is None else entry.memory
 
-    def all(self) -> list[Memory]:
-        """Return all registered memory."""
-        with self._changed:
-            return [entry.memory for entry in self._entries.values()]
+    def hello(self, peer: str, life: str) -> tuple[Hello, list[int]]:
+        """Return what a peer is to be told, and which regions are news to it.
 
-    def hello(self, peer: str, life: str, *, wants_answer: bool) -> Hello:
-        """Return what a peer is to be told; it counts as told from now on."""
+        It counts as told from now on; see `untold`.
+        """
         with self._changed:
-            staying = [one for one in self._entries.values() if not one.is_leaving]
-            for entry in staying:
-                entry.told.add((peer, life))
-            regions = [_described(entry.memory) for entry in staying]
-            return Hello(self._life, self._nixl.metadata(), regions, wants_answer)
+            staying = {key: one for key, one in self._entries.items() if not one.is_leaving}
+            news = [key for key, one in staying.items() if (peer, life) not in one.told]
+            self._hellos += 1
+            for entry in staying.values():
+                entry.told[peer, life] = self._hellos
+            regions = [_described(entry.memory) for entry in staying.values()]
+            return Hello(self._hellos, self._life, self._nixl.metadata(), regions), news
+
+    def untold(self, peer: str, life: str, regions: Iterable[int]) -> None:
+        """Take note that a peer was not told of regions after all."""
+        with self._changed:
+            for region in regions:
+                if region in self._entries:
+                    self._entries[region].told.pop((peer, life), None)
+            self._changed.notify_all()
 
     def begin_leaving(self, region: int) -> set[str]:
         """Tell nobody more of a region; returns the peers that were told."""
@@ -90,15 +101,26 @@ class Registry:
         with self._changed:
             entry = self._entries.get(region)
             if entry is not None and entry.is_leaving:
-                entry.told = {one for one in entry.told if one[0] != peer}
+                entry.told = {one: at for one, at in entry.told.items() if one[0] != peer}
                 self._changed.notify_all()
+
+    def is_told(self, life: str) -> bool:
+        """Return whether a life of a peer knows where some of our memory is."""
+        with self._changed:
+            return any(one[1] == life for entry in self._entries.values() for one in entry.told)
+
+    def left(self, life: str, hello: int) -> None:
+        """Take note that a peer touches nothing that it was told by a hello, or before."""
+        with self._changed:
+            for entry in self._entries.values():
+                entry.told = {
+                    one: at for one, at in entry.told.items() if one[1] != life or at > hello
+                }
+            self._changed.notify_all()
 
     def buried(self, life: str) -> None:
         """Take note that a peer is dead."""
-        with self._changed:
-            for entry in self._entries.values():
-                entry.told = {one for one in entry.told if one[1] != life}
-            self._changed.notify_all()
+        self.left(life, self._hellos)
 
     def remove(self, region: int, timeout_s: float) -> bool:
         """Deregister when no peer that was told is left; False when time was up first."""
@@ -111,6 +133,14 @@ class Registry:
             del self._entries[region]
         self._nixl.deregister(entry.number)
         return True
+
+    def clear(self) -> None:
+        """Deregister everything, whoever was told: NIXL ends, and serves nobody any more."""
+        with self._changed:
+            entries, self._entries = self._entries, {}
+            self._changed.notify_all()
+        for entry in entries.values():
+            self._nixl.deregister(entry.number)
 
 
 def _described(memory: Memory) -> Region:
