@@ -84,6 +84,22 @@ async def test_what_is_absent_is_missing(
         assert caught.value.fault is ObjectFault.NO_BUCKET
 
 
+WRONG_KEYS = [("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"), ("AWS_ACCESS_KEY_ID", "Invalid")]
+
+
+@pytest.mark.parametrize(("variable", "code"), WRONG_KEYS)
+@pytest.mark.usefixtures("needs_rgw")
+async def test_keys_that_are_wrong(
+    bucket_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, variable: str, code: str
+) -> None:
+    monkeypatch.setenv(variable, "wrong")
+    store = open_at(**bucket_settings)
+    for ask in (store.get("nope", 0, 1), store.head("nope")):
+        with pytest.raises(ObjectError, match=f"{code}.*access key or secret are wrong") as caught:
+            await ask
+        assert (caught.value.fault, caught.value.errno) == (ObjectFault.DENIED, 403)
+
+
 @pytest.mark.parametrize("start", [0, 50, 99, 100, 101])
 async def test_a_range_that_is_not_in_the_object(store: ObstoreStore, start: int) -> None:
     await store.put("a", memoryview(bytes(100)), only_if_absent=True)
