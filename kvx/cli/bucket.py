@@ -58,7 +58,12 @@ def add_bucket_arguments(parser: argparse.ArgumentParser) -> None:
         "--deadline", type=float, metavar="S",
         help=f"most seconds of a call, retries included; {_DEADLINE_S:g} by default",
     )  # fmt: skip
-    group.add_argument("--seal-key-file", type=Path, help="key of sealed objects, for --verify")
+
+
+def add_seal_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where the key of sealed objects is."""
+    group = parser.add_argument_group("for s3:// with --verify")
+    group.add_argument("--seal-key-file", type=Path, help="key of sealed objects")
     group.add_argument("--seal-key-env", metavar="NAME", help="variable with that key")
 
 
@@ -73,14 +78,13 @@ def bucket_config(address: str, options: argparse.Namespace) -> S3TierConfig:
         raise UsageError(f"{address!r} is no bucket; s3://BUCKET or s3://BUCKET/PREFIX is")
     configured = CacheConfig.load(options.config).tier(S3TierConfig) if options.config else None
     start = configured or S3TierConfig(bucket)
+    found = vars(options)
     given = {
-        field: getattr(options, option)
-        for option, field in _FIELDS.items()
-        if getattr(options, option) is not None
+        field: found[option] for option, field in _FIELDS.items() if found.get(option) is not None
     }
     # A tier would rather miss than wait; here somebody wants an answer.
     given.setdefault("deadline_s", max(_DEADLINE_S, start.deadline_s))
-    if options.seal_key_file is not None or options.seal_key_env is not None:
+    if "seal_key_file" in given or "seal_key_env" in given:
         given = {"seal_key_file": None, "seal_key_env": "", **given}
     return replace(start, bucket=bucket, prefix=prefix if slash else start.prefix, **given)
 

@@ -1,4 +1,4 @@
-"""Sizes, times and spans as people read and write them."""
+"""Sizes, times, spans and names as people read and write them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def seconds(text: str) -> float:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time; 45, 90m, 12h, 30d, 2w are")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def printable(text: str) -> str:
+    """Return a text that somebody else has chosen without what would steer a terminal."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -15,7 +15,7 @@ from rich.table import Table
 from kvx.cache.s3.inventory import Finding, Inventory, Verdict
 from kvx.cache.s3.sweep import SweepRules, SweepTotals, sweep
 from kvx.cli.bucket import add_bucket_arguments, bucket_config, with_inventory
-from kvx.cli.figures import seconds, size
+from kvx.cli.figures import printable, seconds, size
 from kvx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ async def _sweep(
                 f"{totals.deleted.num_objects} deleted",
             )  # fmt: skip
             if options.names and rules.dooms(finding.verdict):
-                why = finding.why or finding.verdict
-                sys.stdout.write(f"{finding.facts.name}\t{finding.facts.size_bytes}\t{why}\n")
+                facts, why = finding.facts, finding.why or finding.verdict
+                print(printable(facts.name), facts.size_bytes, printable(why), sep="\t")
 
         await sweep(inventory, rules, totals, notify=notify)
 
@@ -94,7 +94,8 @@ def _print_totals(console: Console, rules: SweepRules, totals: SweepTotals) -> N
             is_doomed = rules.dooms(verdict)
             note = "garbage" if is_doomed else _notes(verdict)
             table.add_row(escape(verdict), str(tally.num_objects), size(tally.size_bytes), note)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     doomed, deleted = totals.doomed, totals.deleted
     if rules.is_deleting:
         console.print(f"{deleted.num_objects} objects deleted, {size(deleted.size_bytes)}")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 
 from kvx.cache.disk.inspect import describe, iter_blocks
-from kvx.cli.bucket import SCHEME, add_bucket_arguments
+from kvx.cli.bucket import SCHEME, add_bucket_arguments, add_seal_arguments
 from kvx.cli.figures import size, when
 from kvx.cli.objects import inspect_bucket
 from kvx.namespace import public_id
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true", help="read every block and verify its checksum"
     )
     add_bucket_arguments(parser)
+    add_seal_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:

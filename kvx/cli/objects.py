@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from kvx.cache.s3.census import Census, Holding, Verification, header_of, verify
 from kvx.cache.s3.inventory import Inventory, Verdict
 from kvx.cache.s3.opening import open_sealer
 from kvx.cache.s3.store import ObjectError
 from kvx.cli.bucket import bucket_config, with_inventory
-from kvx.cli.figures import size, when
+from kvx.cli.figures import printable, size, when
 from kvx.errors import CorruptBlock, IncompatibleError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class _Verified:
         """Note a damaged object."""
         self.num_objects_damaged += 1
         if len(self.reasons) < _DAMAGE_SHOWN:
-            self.reasons.append(f"{facts.name}: {why}")
+            self.reasons.append(printable(f"{facts.name}: {why}"))
 
     def add(self, facts: ObjectFacts, found: Verification) -> None:
         """Note an object whose header is right."""
@@ -112,7 +112,9 @@ async def _count(
 
 
 async def _namespaces(inventory: Inventory, census: Census) -> Table:
-    table = Table("namespace", "objects", "blocks", "bytes", "a block", "oldest", "newest")
+    # An id is what `kvx gc --namespace` takes: it has to be there whole.
+    id_column = Column("namespace", no_wrap=True, min_width=32)
+    table = Table(id_column, "objects", "blocks", "bytes", "a block", "oldest", "newest")
     ranked = sorted(census.holdings.items(), key=lambda one: -one[1].objects.size_bytes)
     for public_id, holding in ranked[:_NAMESPACES_SHOWN]:
         table.add_row(

@@ -69,7 +69,7 @@ class Census:
     def add(self, facts: ObjectFacts) -> bool:
         """Count one object; returns whether it is one of this version's."""
         name = parse_name(self.prefix, facts.name)
-        if name is None or name.version != FORMAT_VERSION:
+        if name is None:
             version = version_of(self.prefix, facts.name)
             is_other = version not in (None, FORMAT_VERSION)
             (self.other_versions if is_other else self.foreign).add(facts.size_bytes)

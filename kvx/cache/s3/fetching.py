@@ -1,7 +1,7 @@
 """Blocks that only objects hold, for one onboard: read in ranges, landed in DRAM slots, handed on.
 
-Each read brings consecutive blocks of one object, so many that a request is worth it and so few
-that the first block is on its way to the engine while the others come.
+Each read brings consecutive blocks of one object; the first few, so that a block is on its way to
+the engine soon, the next more, so that a request is worth it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.int64]
 
-PART_BYTES = 2 << 20
+# A request costs the client and the service about as much as a MiB, so reads are large; but those
+# that begin are small: the first block is to be there soon.
+_PART_BYTES_FIRST = 2 << 20
+_PART_BYTES_MAX = 8 << 20
 _ROOM_S = 0.005
 # As the tier says it: a frame that has expired, and an object that is not there, which says nothing
 # about why the block is missing here.
@@ -74,6 +77,7 @@ class S3Fetches:
         self._operation = operation
         self._tier = tier
         self._is_tried = np.zeros(len(operation.keys), np.bool_)
+        self._part_bytes = _PART_BYTES_FIRST
         # No room was found: not asked in vain again before this time.
         self._not_before = 0.0
 
@@ -110,7 +114,6 @@ class S3Fetches:
 
     def _parts(self, rows: Rows, groups: Rows, places: Rows) -> Iterator[Part]:
         """Cut rows where objects end, where blocks between are not wanted, and where it is much."""
-        blocks_max = max(1, PART_BYTES // self._operation.block_bytes)
         order = np.lexsort((places, groups))
         rows, groups, places = rows[order], groups[order], places[order]
         begin = 0
@@ -119,11 +122,12 @@ class S3Fetches:
                 end < len(rows)
                 and groups[end] == groups[begin]
                 and places[end] == places[end - 1] + 1
-                and end - begin < blocks_max
+                and end - begin < self._part_bytes // self._operation.block_bytes
             ):
                 continue
             keys = self._tier.known.keys_of(int(groups[begin]))
             yield Part(keys, int(places[begin]), rows[begin:end])
+            self._part_bytes = min(2 * self._part_bytes, _PART_BYTES_MAX)
             begin = end
 
     def _begin(self, part: Part) -> None:

@@ -31,6 +31,7 @@ from kvx.cache.s3.header import (
 from kvx.cache.s3.names import (
     FORMAT_VERSION,
     KEY_BYTES,
+    SEAL_ID_BYTES,
     ObjectName,
     namespace_prefix,
     object_name,
@@ -109,10 +110,10 @@ def encode(
     if body.shape != (shape.object_bytes,) or body.dtype != np.uint8:
         raise UsageError(f"a body of {shape.object_bytes} bytes does not fit {body.shape}")
     last_key = keys[-1].tobytes()
-    salt, seal_id, seal = bytes(SALT_BYTES), bytes(8), None
+    salt, seal_id, seal = bytes(SALT_BYTES), bytes(SEAL_ID_BYTES), None
     if sealer is not None:
         salt, seal_id = new_salt(), sealer.id
-        name = object_name("", facts.public_id, shape.num_blocks, last_key)
+        name = object_name("", facts.public_id, shape.num_blocks, last_key, seal_id=seal_id)
         seal = sealer.of_object(salt, name)
     shown = checksums if seal is None else checksums ^ seal.masks(0, shape.num_blocks)
     frames = _frames(shape, body)

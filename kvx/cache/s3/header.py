@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from kvx.cache.s3.names import FORMAT_VERSION, KEY_BYTES
-from kvx.cache.s3.seal import ID_BYTES, SALT_BYTES, TAG_BYTES
+from kvx.cache.s3.names import FORMAT_VERSION, KEY_BYTES, SEAL_ID_BYTES
+from kvx.cache.s3.seal import SALT_BYTES, TAG_BYTES
 from kvx.errors import CorruptBlock, IncompatibleError, UsageError
 from kvx.namespace import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN
 from kvx_ext import _core
@@ -50,7 +50,7 @@ _HEADER_DTYPE: Final = np.dtype(
         ("stored_at_s", "<u8"),
         ("expiry_s", "<u8"),
         ("salt", "u1", (SALT_BYTES,)),
-        ("seal_id", "u1", (ID_BYTES,)),
+        ("seal_id", "u1", (SEAL_ID_BYTES,)),
         ("object_bytes", "<u8"),
         ("zero", "<u8"),
         ("crc64", "<u8"),
@@ -177,7 +177,7 @@ class Header:
     facts: GroupFacts
     last_key: bytes
     salt: bytes = bytes(SALT_BYTES)
-    seal_id: bytes = bytes(ID_BYTES)
+    seal_id: bytes = bytes(SEAL_ID_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

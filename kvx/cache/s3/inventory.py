@@ -131,7 +131,7 @@ class Inventory:
         """
         name = parse_name(self.prefix, facts.name)
         try:
-            if name is None or name.version != FORMAT_VERSION:
+            if name is None:
                 return await self._judge_other(facts)
             if older_than_s is not None and facts.modified_s <= now_s - older_than_s:
                 return Finding(facts, Verdict.OLD)
@@ -188,9 +188,8 @@ class Inventory:
         found = await self.read(facts, 0, size_bytes) if size_bytes else b""
         header = read_header(found, facts.name)
         shape = header.shape
-        if (header.facts.public_id, shape.num_blocks, header.last_key) != (
-            name.public_id, name.num_blocks, name.last_key,
-        ):  # fmt: skip
+        seal_id = header.seal_id if shape.is_sealed else b""
+        if name != ObjectName(header.facts.public_id, shape.num_blocks, header.last_key, seal_id):
             return Finding(facts, Verdict.DAMAGED, "its header is that of another object")
         if facts.size_bytes != shape.object_bytes:
             why = f"it has {facts.size_bytes} bytes, {shape.object_bytes} by its header"

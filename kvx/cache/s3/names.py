@@ -1,6 +1,7 @@
 """How objects are named, so that any machine computes the name: `kvx/v1/<public id>/8/<last key>`.
 
-Pure. A name that `parse_name` refuses is not kvx's, and nothing of kvx touches it.
+Sealed objects have the id of their key in their names, so that who has another key neither finds
+nor hinders them. A name that `parse_name` refuses is not kvx's, and nothing of kvx touches it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from kvx.errors import UsageError
 
 FORMAT_VERSION: Final = 1
 KEY_BYTES: Final = 16
-# "v1/", public id in hexadecimal digits, blocks in decimal, last key in hexadecimal digits.
-_NAME: Final = re.compile(r"v([1-9]\d{0,8})/([0-9a-f]{32})/([1-9]\d{0,8})/([0-9a-f]{32})")
-_VERSION: Final = re.compile(r"v([1-9]\d{0,8})/.")
+SEAL_ID_BYTES: Final = 8
+# Public id, blocks in decimal, seal id if there is one, last key.
+_NAME: Final = re.compile(r"v1/([0-9a-f]{32})/([1-9][0-9]{0,8})(?:-([0-9a-f]{16}))?/([0-9a-f]{32})")
+_VERSION: Final = re.compile(r"v([1-9][0-9]{0,8})/.")
 _PARTS: Final = 4
 
 
@@ -24,23 +26,28 @@ class ObjectName:
     """What the name of an object says.
 
     Attributes:
-        version: Of its format.
         public_id: (16 bytes) of its namespace.
         num_blocks: Blocks in it.
         last_key: (16 bytes) key of its last block.
+        seal_id: (8 bytes) `Sealer.id` of the key it is sealed with; empty where it is not sealed.
     """
 
-    version: int
     public_id: bytes
     num_blocks: int
     last_key: bytes
+    seal_id: bytes = b""
 
 
-def object_name(prefix: str, public_id: bytes, num_blocks: int, last_key: bytes) -> str:
+def object_name(
+    prefix: str, public_id: bytes, num_blocks: int, last_key: bytes, *, seal_id: bytes = b""
+) -> str:
     """Return the name of the object that ends with the block `last_key`."""
     if len(last_key) != KEY_BYTES or num_blocks < 1:
         raise UsageError(f"{num_blocks} blocks up to a key of {len(last_key)} bytes have no name")
-    return f"{namespace_prefix(prefix, public_id)}{num_blocks}/{last_key.hex()}"
+    if len(seal_id) not in (0, SEAL_ID_BYTES):
+        raise UsageError(f"the id of a seal has {SEAL_ID_BYTES} bytes, not {len(seal_id)}")
+    seal = f"-{seal_id.hex()}" if seal_id else ""
+    return f"{namespace_prefix(prefix, public_id)}{num_blocks}{seal}/{last_key.hex()}"
 
 
 def namespace_prefix(prefix: str, public_id: bytes) -> str:
@@ -57,13 +64,16 @@ def root(prefix: str) -> str:
 
 
 def parse_name(prefix: str, name: str) -> ObjectName | None:
-    """Return what a name says; None where it is not one of kvx's, whatever its version."""
+    """Return what a name says; None where it is not one of this version's."""
     found = _NAME.fullmatch(name.removeprefix(root(prefix))) if _is_below(prefix, name) else None
     if found is None:
         return None
-    version, public_id, num_blocks, last_key = found.groups()
+    public_id, num_blocks, seal_id, last_key = found.groups()
     return ObjectName(
-        int(version), bytes.fromhex(public_id), int(num_blocks), bytes.fromhex(last_key)
+        bytes.fromhex(public_id),
+        int(num_blocks),
+        bytes.fromhex(last_key),
+        bytes.fromhex(seal_id or ""),
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from kvx.cache.s3.names import SEAL_ID_BYTES
 from kvx.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 SEAL_KEY_BYTES: Final = 32
 SALT_BYTES: Final = 16
 TAG_BYTES: Final = 16
-ID_BYTES: Final = 8
 _NONCE_BYTES: Final = 12
 # No place has this nonce: places are 32 bits.
 _MASK_NONCE: Final = b"\xff" * _NONCE_BYTES
@@ -52,7 +52,7 @@ class Sealer:
         if len(key) != SEAL_KEY_BYTES:
             raise UsageError(f"a key for sealing has {SEAL_KEY_BYTES} bytes, not {len(key)}")
         self._key = key
-        self.id = _derived(key, b"", _ID_INFO, ID_BYTES)
+        self.id = _derived(key, b"", _ID_INFO, SEAL_ID_BYTES)
 
     def __repr__(self) -> str:
         """Show the id alone."""

@@ -149,7 +149,10 @@ class S3Tier:
     def name_of(self, namespace_id: int, last_key: bytes) -> str:
         """Return the name of the object of a group, by the key of its last block."""
         public_id = self._shared.names.public_id(namespace_id)
-        return object_name(self.config.prefix, public_id, self.config.blocks_per_object, last_key)
+        return object_name(
+            self.config.prefix, public_id, self.config.blocks_per_object, last_key,
+            seal_id=self.sealer.id if self.sealer else b"",
+        )  # fmt: skip
 
     def ends_at(self) -> float:
         """Return when a call that begins now has to end, of the monotonic clock."""
@@ -188,7 +191,8 @@ class S3Tier:
         return self.writing.wait_idle(timeout_s)
 
     def stop(self, timeout_s: float) -> int:
-        """Store what was offered within a bound, and no more; returns the blocks that were not."""
+        """Read no more, and store what was offered; returns the blocks that were not in time."""
+        self.reads.close()
         left = self.writing.close(timeout_s)
         if left:
             _log.warning("%d blocks were not stored in %s in time", left, self.config.bucket)

@@ -70,6 +70,8 @@ class Writing:
         self._idle = threading.Condition()
         self._pending: dict[bytes, int] = {}
         self._is_closed = tier.config.is_read_only
+        # Bodies of objects that were stored, to be filled again: new memory costs more than copies.
+        self._spare: list[npt.NDArray[np.uint8]] = []
 
     def offer(self, namespace_id: int, first_block: int, keys: Keys) -> None:
         """Take groups to be stored, those that are worth it.
@@ -155,10 +157,11 @@ class Writing:
             if error.fault is not ObjectFault.CONFLICT:
                 _log.debug("a group of blocks is not stored: %s", error)
                 return "failed"
-            outcome = (
-                "exists"  # another machine was first, or an attempt of ours that was not heard
-            )
+            # Another machine was first, or an attempt of ours whose answer was lost.
+            outcome = "exists"
         else:
+            # One whose call was given up may still be read by somebody: it is not used again.
+            self._spare.append(body)
             tier.instruments.note_stored(len(body))
             tier.ledger.stored(name, len(body), time.time())
         tier.known.add(group.namespace_id, group.keys[None])
@@ -189,10 +192,14 @@ class Writing:
             stored_at_s=now_s,
             expiry_s=min(ends, default=0),
         )
+        shape = tier.shape_of(group.namespace_id)
+        target = self._spare.pop() if self._spare else None
+        if target is not None and len(target) != shape.object_bytes:
+            target = None
         try:
             return encode(
-                tier.shape_of(group.namespace_id), facts, group.keys, found.checksums,
-                pool.addresses(found.slots), sealer=tier.sealer,
+                shape, facts, group.keys, found.checksums, pool.addresses(found.slots),
+                sealer=tier.sealer, target=target,
             )  # fmt: skip
         except CorruptBlock as error:
             _log.warning("a group of blocks is not stored: %s", error)

@@ -52,7 +52,10 @@ class Group:
         return _core.block_checksums(self.blocks, self.keys)
 
     def name(self, prefix: str = "kvx") -> str:
-        return object_name(prefix, self.public_id, self.num_blocks, self.keys[-1].tobytes())
+        return object_name(
+            prefix, self.public_id, self.num_blocks, self.keys[-1].tobytes(),
+            seal_id=self.sealer.id if self.sealer else b"",
+        )  # fmt: skip
 
     def encode(self) -> npt.NDArray[np.uint8]:
         return encode(

@@ -19,25 +19,30 @@ from kvx.errors import UsageError
 ID = bytes(range(16))
 KEY = bytes(range(240, 256))
 NAME = f"kvx/v1/{ID.hex()}/8/{KEY.hex()}"
+SEAL_ID = bytes(range(100, 108))
+SEALED = f"kvx/v1/{ID.hex()}/8-{SEAL_ID.hex()}/{KEY.hex()}"
 
 
 def test_the_name_of_an_object() -> None:
     assert object_name("kvx", ID, 8, KEY) == NAME
+    assert object_name("kvx", ID, 8, KEY, seal_id=SEAL_ID) == SEALED
     assert namespace_prefix("kvx", ID) == f"kvx/v1/{ID.hex()}/"
     assert relative_name(NAME) == relative_name("other/" + NAME) == NAME.removeprefix("kvx/")
 
 
 @given(
     st.text(alphabet="a/b-", max_size=8), st.binary(min_size=16, max_size=16),
-    st.integers(1, 4096), st.binary(min_size=16, max_size=16),
+    st.integers(1, 4096), st.binary(min_size=16, max_size=16), st.sampled_from([b"", SEAL_ID]),
 )  # fmt: skip
-def test_names_are_read_again(prefix: str, public_id: bytes, count: int, key: bytes) -> None:
-    name = object_name(prefix, public_id, count, key)
-    assert parse_name(prefix, name) == ObjectName(1, public_id, count, key)
+def test_names_are_read_again(
+    prefix: str, public_id: bytes, count: int, key: bytes, seal_id: bytes
+) -> None:
+    name = object_name(prefix, public_id, count, key, seal_id=seal_id)
+    assert parse_name(prefix, name) == ObjectName(public_id, count, key, seal_id)
     assert version_of(prefix, name) == 1
     assert name.startswith(namespace_prefix(prefix, public_id))
     assert not name.startswith("/")
-    assert relative_name(name) == object_name("", public_id, count, key)
+    assert relative_name(name) == object_name("", public_id, count, key, seal_id=seal_id)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,8 @@ def test_names_are_read_again(prefix: str, public_id: bytes, count: int, key: by
         "", "kvx", "kvx/", NAME[:-1], NAME + "0", NAME + "/", NAME + "\n", NAME.upper(), "x" + NAME,
         NAME.replace("kvx/", ""), NAME.replace("kvx/", "kvxx/"), NAME.replace("/8/", "/08/"),
         NAME.replace("/8/", "/0/"), NAME.replace("/8/", "/-8/"), NAME.replace("/8/", "//"),
+        NAME.replace("v1", "v2"), SEALED[:-1], SEALED.replace("-", ""), SEALED.replace("-", "--"),
+        SEALED.replace("-64", "-"), SEALED.replace("-64", "-G4"), NAME.replace("/8/", "/8-/"),
         NAME.replace("v1", "v0"), NAME.replace("v1", "1"), NAME.replace("/8/", "/٨/"),
         "kvx/notes.txt", "kvx/v1/notes.txt",
     ],
@@ -66,6 +73,8 @@ def test_the_version_that_a_name_claims(name: str, version: int | None) -> None:
 def test_what_has_no_name() -> None:
     with pytest.raises(UsageError, match="15 bytes"):
         object_name("kvx", ID, 8, KEY[:15])
+    with pytest.raises(UsageError, match="8 bytes, not 7"):
+        object_name("kvx", ID, 8, KEY, seal_id=SEAL_ID[:7])
     with pytest.raises(UsageError, match="0 blocks"):
         object_name("kvx", ID, 0, KEY)
     with pytest.raises(UsageError, match="16 bytes, not 3"):

@@ -57,9 +57,10 @@ def test_another_key_opens_nothing() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    lambda group: group.name().replace("/4/", "/5/"),
+    lambda group: group.name().replace("/4-", "/5-"),
     lambda group: group.name()[:-1] + ("0" if group.name()[-1] != "0" else "1"),
     lambda group: group.name().replace("/000102", "/000103"),
+    lambda group: group.name().replace(SEALER.id.hex(), Sealer(KEY[::-1]).id.hex()),
     lambda _: "",
 ])  # fmt: skip
 def test_another_name_opens_nothing(change: Callable[[Group], str]) -> None:

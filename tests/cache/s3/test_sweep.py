@@ -39,6 +39,7 @@ def damaged_ways() -> dict[str, Callable[[bytearray], bytes]]:
         "longer": lambda body: bytes(body) + b"\0",
         "footer": lambda body: bytes(body[:-9]) + b"??" + bytes(body[-7:]),
         "another object": lambda _: other,
+        "sealed": lambda _: Group(sealer=SEALER).encode().tobytes(),
         "footer of another": lambda body: bytes(body[:-192]) + other[-192:],
     }
 
@@ -112,6 +113,8 @@ async def test_what_is_not_kvxs_is_never_touched(bucket: Bucket) -> None:
     for one in names:
         put(bucket, one, b"precious" * (1 if one == "kvx/v2/tiny" else 40), modified_s=0)
     put(bucket, "kvx/v2/of-version-1", Group().encode().tobytes(), modified_s=0)
+    for one in ("kvx/v1/later-within", "kvx/vault-later", "kvx/v1/v2/later"):
+        put(bucket, one, of_version(2), modified_s=0)
     before = dict(bucket.objects)
     await run(bucket, is_deleting=True, has_other_versions=True, older_than_s=0.0, now_s=1e12)
     assert bucket.objects == before

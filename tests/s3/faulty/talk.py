@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import socket
 import ssl
@@ -71,8 +70,9 @@ class Talk:
         self._reader = reader
         self._writer = writer
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        # So that `drain` comes back when the kernel has everything.
-        writer.transport.set_write_buffer_limits(0)
+        # So that `drain` comes back when the kernel has everything. With 0 for high a transport
+        # over TLS pauses while it has nothing.
+        writer.transport.set_write_buffer_limits(high=1, low=0)
 
     async def run(self) -> None:
         """Answer until one side hangs up."""
@@ -158,7 +158,7 @@ class Talk:
 
 def cut(writer: asyncio.StreamWriter) -> None:
     """Close a connection so that the other side is told it was reset."""
-    line = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # gone already, which is what is wanted
+    if not writer.transport.is_closing():
+        line = writer.get_extra_info("socket")
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     writer.transport.abort()
