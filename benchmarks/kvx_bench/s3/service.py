@@ -22,6 +22,15 @@ class Keys:
     secret_key: str = field(repr=False)
     session_token: str = field(default="", repr=False)
 
+    def as_environment(self) -> dict[str, str]:
+        """Return the variables that every client reads."""
+        plain = {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+        return plain | ({"AWS_SESSION_TOKEN": self.session_token} if self.session_token else {})
+
+    def as_arguments(self) -> dict[str, str]:
+        """Return what boto3's clients are called with."""
+        return {name.lower(): text for name, text in self.as_environment().items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
