@@ -34,9 +34,10 @@ $(STAMP): $(BIN)/python $(SOURCES)
 	$(EDITABLE) .
 	touch $@
 
-$(TEST_STAMP): $(STAMP) tests/requirements-models.txt
-	$(EDITABLE) '.[dev,server,bench]'
+$(TEST_STAMP): $(STAMP) tests/requirements-models.txt .ci/servers
+	$(EDITABLE) '.[dev,server,s3,bench]'
 	$(INSTALL) --requirement tests/requirements-models.txt
+	./.ci/servers
 	touch $@
 
 # Far less than the other tests need: such a machine may have nothing but what it was given.

@@ -15,7 +15,9 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
 
-`cache_directory` reads XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR.
+`seal_key` reads the variable that the S3 tier's `seal_key_env` names, `cache_directory`
+XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's own tools read;
+the S3 client reads the secrets among it itself.
 """
 
 import dataclasses
@@ -43,10 +45,11 @@ from kvx.records import (
     unknown_key,
     validate,
 )
-from kvx.tier_config import DramTierConfig, TierConfig, decode_tiers
+from kvx.tier_config import DramTierConfig, S3TierConfig, TierConfig, decode_tiers
 
 TierT = TypeVar("TierT", bound=TierConfig)
 _KEY_FILE_BYTES_MAX = 4096
+_SEAL_KEY_BYTES = 32
 
 
 class IoBackend(StrEnum):
@@ -243,16 +246,80 @@ def runtime_directory(environment: Mapping[str, str] = os.environ) -> Path:
     return base / "kvx" if base.is_absolute() else Path(f"/tmp/kvx-{os.getuid()}")  # noqa: S108 - checked by its user
 
 
+@dataclass(frozen=True, slots=True)
+class AwsEnvironment:
+    """What AWS's variables decide besides the secrets.
+
+    Attributes:
+        endpoint: URL of the service; empty for AWS.
+        has_credentials: Whether keys or a web identity are named; they come before files.
+    """
+
+    endpoint: str
+    has_credentials: bool
+
+
+def aws_environment(environment: Mapping[str, str] = os.environ) -> AwsEnvironment:
+    """Return what the variables of AWS's tools say.
+
+    Source: AWS SDKs and Tools Reference Guide, "Environment variables".
+    """
+    endpoints = (environment.get(f"AWS_ENDPOINT_URL{end}", "") for end in ("_S3", ""))
+    names = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")
+    return AwsEnvironment(
+        endpoint=next(filter(None, endpoints), ""),
+        has_credentials=any(environment.get(name) for name in names),
+    )
+
+
 def read_key(path: Path) -> bytes:
     """Return the key in a file, without white space around it.
 
     Raises:
         ConfigError: It cannot be read, or others than its owner may.
     """
+    return _key_file(path).strip()
+
+
+def seal_key(tier: S3TierConfig, environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """Return the 32 bytes that a tier's objects are sealed with; None where they are not sealed.
+
+    Raises:
+        ConfigError: There is no such file or variable, others than its owner may read the file, or
+            what it holds is no key.
+    """
+    if tier.seal_key_file is not None:
+        found = _key_file(tier.seal_key_file)
+        # Random bytes may look like white space at their ends, but never like digits throughout.
+        if len(found) == _SEAL_KEY_BYTES and not found.isalnum():
+            return found
+        return _from_digits(found, f"seal_key_file: {tier.seal_key_file}")
+    if not tier.seal_key_env:
+        return None
+    if tier.seal_key_env not in environment:
+        raise ConfigError(f"seal_key_env: {tier.seal_key_env} is not set in the environment")
+    found = environment[tier.seal_key_env].encode()
+    return _from_digits(found, f"seal_key_env: {tier.seal_key_env}")
+
+
+def _from_digits(found: bytes, where: str) -> bytes:
+    try:
+        key = bytes.fromhex(found.decode())
+    except ValueError:
+        key = b""
+    if len(key) != _SEAL_KEY_BYTES:
+        raise ConfigError(
+            f"{where}: {len(found)} bytes are no key for sealing; {2 * _SEAL_KEY_BYTES} "
+            f"hexadecimal digits are, as `openssl rand -hex {_SEAL_KEY_BYTES}` makes them"
+        )
+    return key
+
+
+def _key_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            key = file.read(_KEY_FILE_BYTES_MAX + 1).strip()
+            key = file.read(_KEY_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{path}: the key cannot be read: {error.strerror}") from error
     if stat.S_IMODE(mode) & 0o077:

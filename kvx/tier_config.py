@@ -8,8 +8,6 @@ from pathlib import Path
 from kvx.errors import ConfigError
 from kvx.records import Setting, decode, prefixed, rejected, setting, validate
 
-_LATER_KINDS = ("s3",)
-
 
 class Eviction(StrEnum):
     """Which block goes first when a tier is full."""
@@ -220,11 +218,95 @@ class PeerTierConfig:
         return bool(self.name or self.listen or self.key or self.key_file or self.directory)
 
 
-TierConfig = HbmTierConfig | DramTierConfig | NvmeTierConfig | PeerTierConfig
+@dataclass(frozen=True, slots=True)
+class S3AdmissionConfig:
+    """Which groups of blocks are worth storing as objects.
+
+    Attributes:
+        min_frequency: Times a group must have been offered before it is stored; 1 for at once.
+        min_prefix_blocks: Blocks of the prompt that must end with the group: shorter prefixes are
+            computed sooner than they are fetched.
+    """
+
+    min_frequency: int = setting(1, minimum=1, maximum=15)
+    min_prefix_blocks: int = setting(0, minimum=0)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+
+
+@dataclass(frozen=True, slots=True)
+class S3TierConfig:
+    """The S3 tier: groups of blocks as objects, shared by all machines that use the bucket.
+
+    Attributes:
+        bucket: It has to exist.
+        prefix: What names of objects begin with.
+        endpoint: URL of the service; empty for AWS.
+        region: As the service calls it.
+        profile: Of the AWS configuration files; empty for the default chain of credentials.
+        is_anonymous: Whether requests are not signed.
+        ca_file: Certificates to trust besides the system's.
+        blocks_per_object: Consecutive blocks of a prompt in one object; the same everywhere.
+        max_in_flight: Most requests at a time; fewer when the service is slow.
+        deadline_s: Most seconds any call takes, retries included.
+        connect_timeout_s: Most seconds until a connection stands.
+        capacity_bytes: Most bytes of objects under the prefix, as far as this cache knows; None for
+            no limit.
+        ttl_s: Seconds after which objects expire; 0 for never.
+        eviction: Which object goes first.
+        is_read_only: Whether nothing is stored.
+        max_pending_bytes: Most bytes of blocks that wait in DRAM to be stored; more are not stored.
+        known_objects_max: Most objects remembered as present or absent.
+        absent_s: Seconds for which an absent object is not looked for again.
+        admission: Which groups are worth storing.
+        seal_key_file: File with 32 bytes, raw or as hex, that objects are encrypted with, for its
+            owner alone.
+        seal_key_env: Environment variable with the same as hex.
+    """
+
+    bucket: str
+    kind: str = "s3"
+    prefix: str = "kvx"
+    endpoint: str = ""
+    region: str = "us-east-1"
+    profile: str = ""
+    is_anonymous: bool = False
+    ca_file: Path | None = None
+    blocks_per_object: int = setting(8, minimum=1, maximum=4096)
+    max_in_flight: int = setting(16, minimum=1, maximum=1024)
+    deadline_s: float = setting(5.0, minimum=0.001, maximum=3600)
+    connect_timeout_s: float = setting(2.0, minimum=0.001, maximum=3600)
+    capacity_bytes: int | None = setting(None, minimum=64 << 10)
+    ttl_s: int = setting(0, minimum=0)
+    eviction: Eviction = Eviction.LRU
+    is_read_only: bool = False
+    max_pending_bytes: int = setting(512 << 20, minimum=64 << 10)
+    known_objects_max: int = setting(1 << 20, minimum=1024, maximum=100_000_000)
+    absent_s: float = setting(10.0, minimum=0.0)
+    admission: S3AdmissionConfig = S3AdmissionConfig()
+    seal_key_file: Path | None = None
+    seal_key_env: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        validate(self)
+        if self.eviction not in (Eviction.LRU, Eviction.FIFO):
+            raise rejected("eviction", self.eviction.value, "lru or fifo")
+        if self.seal_key_file is not None and self.seal_key_env:
+            raise ConfigError(
+                "seal_key_env: seal_key_file is given already; one of them is enough",
+                key="seal_key_env",
+            )
+
+
+TierConfig = HbmTierConfig | DramTierConfig | NvmeTierConfig | S3TierConfig | PeerTierConfig
 _KINDS = {
     "hbm": HbmTierConfig,
     "dram": DramTierConfig,
     "nvme": NvmeTierConfig,
+    "s3": S3TierConfig,
     "peer": PeerTierConfig,
 }
 
@@ -240,7 +322,7 @@ def decode_tiers(source: object) -> tuple[TierConfig, ...]:
     found = tuple(_tier(place, one) for place, one in enumerate(source))
     kinds = [tier.kind for tier in found]
     if "dram" not in kinds or kinds != [kind for kind in _KINDS if kind in kinds]:
-        accepted = "hbm, dram, nvme, peer in this order, each at most once, with dram"
+        accepted = "hbm, dram, nvme, s3, peer in this order, each at most once, with dram"
         raise rejected("", kinds, accepted)
     return found
 
@@ -250,10 +332,8 @@ def _tier(place: int, source: object) -> TierConfig:
         return source
     try:
         kind = source.get("kind") if isinstance(source, Mapping) else None
-        if kind in _LATER_KINDS:
-            raise rejected("kind", kind, "hbm, dram, nvme or peer; s3 is not in this version")
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise rejected("kind", kind, "hbm, dram, nvme or peer")
+            raise rejected("kind", kind, "hbm, dram, nvme, s3 or peer")
         return decode(_KINDS[kind], source)
     except ConfigError as error:
         raise prefixed(error, f"[{place}]") from None

@@ -87,6 +87,16 @@ def copy_only(target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order=
     Copy with the same stores and no checksum: the limit line of the benchmarks.
     """
 
+def gather_into_body(body: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], block_bytes: int) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    """
+    Copy `block_bytes` from each of the (n,) int64 host addresses to its (n,) int64 offset in the (k,) uint8 body; returns the (n,) uint64 checksums of what was copied under the (n, 16) uint8 keys. One thread, without the GIL. Raises UsageError for a block beyond the body; nothing was copied then.
+    """
+
+def scatter_from_body(body: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], addresses: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.uint8], dict(shape=(None, 16), order='C', device='cpu', writable=False)], block_bytes: int) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+    """
+    The other way: from the body, which may be read-only, to the addresses. Judges no checksum.
+    """
+
 def block_keys(hashes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], fingerprint: bytes) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
     """
     Keys of (n, k) uint8 hashes, 1 <= k <= 128, as (n, 16) uint8: for each row hashlib.blake2b(row, key=fingerprint, digest_size=16). Source: RFC 7693.

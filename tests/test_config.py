@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DRAM: Mapping[str, object] = {"kind": "dram", "capacity": "64MiB"}
 HBM: Mapping[str, object] = {"kind": "hbm", "capacity": "8MiB"}
 NVME: Mapping[str, object] = {"kind": "nvme", "path": "kvx-data", "capacity": "1GiB"}
+S3: Mapping[str, object] = {"kind": "s3", "bucket": "b"}
 PEER: Mapping[str, object] = {"kind": "peer", "peers": ["b"]}
 
 YAML = """
@@ -187,16 +188,26 @@ def test_defaults() -> None:
         ({"tiers": [NVME, DRAM]}, "tiers", ["['nvme', 'dram']", "in this order"]),
         ({"tiers": [DRAM, DRAM]}, "tiers", ["['dram', 'dram']", "at most once"]),
         ({"tiers": [DRAM, NVME, NVME]}, "tiers", ["at most once"]),
-        ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "nvme or peer"]),
-        ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "nvme or peer"]),
-        ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].kind", ["'s3'", "not in this version"]),
+        ({"tiers": [{"capacity": 1 << 20}]}, "tiers[0].kind", ["None", "nvme, s3 or peer"]),
+        ({"tiers": [{"kind": "ram"}]}, "tiers[0].kind", ["'ram'", "nvme, s3 or peer"]),
+        ({"tiers": [DRAM, {"kind": "s3"}]}, "tiers[1].bucket", ["missing"]),
+        (
+            {"tiers": [DRAM, {**S3, "eviction": "lfu"}]},
+            "tiers[1].eviction",
+            ["'lfu'", "lru or fifo"],
+        ),
+        (
+            {"tiers": [DRAM, {**S3, "seal_key_file": "a", "seal_key_env": "B"}]},
+            "tiers[1].seal_key_env",
+            ["one of them"],
+        ),
         ({"tiers": [PEER, DRAM]}, "tiers", ["['peer', 'dram']", "in this order"]),
         ({"tiers": [DRAM, {**PEER, "peer": []}]}, "tiers[1].peer", ["'peers'"]),
         ({"tiers": [DRAM, {**PEER, "peers": [7]}]}, "tiers[1].peers[0]", ["7", "an address"]),
         ({"tiers": [DRAM, {**PEER, "serve": 1}]}, "tiers[1].serve", ["1", "bool"]),
         ({"tiers": [DRAM, {**PEER, "key": 99887}]}, "tiers[1].key", ["***", "str"]),
         ({"tiers": [DRAM, {**PEER, "key": "k", "key_file": "f"}]}, "tiers[1].key_file", ["given"]),
-        ({"tiers": [7]}, "tiers[0].kind", ["None", "nvme or peer"]),
+        ({"tiers": [7]}, "tiers[0].kind", ["None", "nvme, s3 or peer"]),
         ({"tiers": [{"kind": "dram"}]}, "tiers[0].capacity", ["missing"]),
         ({"tiers": [DRAM, {**NVME, "path": ""}]}, "tiers[1].path", ["''", "Path"]),
         ({"tiers": [DRAM, {**NVME, "capcity": 1}]}, "tiers[1].capcity", ["'capacity'"]),

@@ -25,6 +25,10 @@ class Options:
         threads: Copy threads of the cache and of its limit line.
         driver: Library of the CUDA driver.
         nixl_python: A Python that can import NIXL, to compare transfers with; None for none.
+        endpoint: URL of an S3 service; empty for one that is started for the run.
+        region: As that service calls it.
+        bucket: There, which has to exist; empty for one that is made for the run.
+        concurrency: Most S3 requests at a time.
     """
 
     is_quick: bool
@@ -32,6 +36,10 @@ class Options:
     threads: int
     driver: str = DRIVER
     nixl_python: Path | None = None
+    endpoint: str = ""
+    region: str = "us-east-1"
+    bucket: str = ""
+    concurrency: int = 16
 
     @property
     def repeats(self) -> int:

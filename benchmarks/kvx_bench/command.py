@@ -21,6 +21,7 @@ from kvx_bench.cases.index import IndexCase
 from kvx_bench.cases.nvme import NvmeCase
 from kvx_bench.cases.peer import PeerCase
 from kvx_bench.cases.plan import PlanCase
+from kvx_bench.cases.s3 import S3Case
 from kvx_bench.cases.transfer import TransferCase
 from kvx_bench.machine import describe_machine
 from kvx_bench.transfer.matrix import command as matrix_command
@@ -46,6 +47,7 @@ CASES: dict[str, Case] = {
         TransferCase(),
         PeerCase(),
         NvmeCase(),
+        S3Case(),
         GpuCase(),
     )
 }
@@ -62,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nixl-python", type=Path, metavar="PYTHON", help="one that imports nixl_cu13: transfers"
     )
     parser.add_argument("--driver", default=DRIVER, help="library of the CUDA driver to measure")
+    group = parser.add_argument_group("s3", "against which service; keys come from AWS_* variables")
+    group.add_argument("--endpoint", default="", metavar="URL", help="one that runs; else Ceph RGW")
+    group.add_argument("--region", default="us-east-1", help="as the service calls it")
+    group.add_argument("--bucket", default="", help="one that exists there; else one is made")
+    group.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests")
     matrix.add_arguments(parser)
 
 
@@ -81,8 +88,9 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="kvx-bench-", dir=options.path or ".") as directory:
         threads = options.threads or os.cpu_count() or 1
         settings = Options(
-            options.quick, Path(directory), threads, options.driver, options.nixl_python
-        )
+            options.quick, Path(directory), threads, options.driver, options.nixl_python,
+            options.endpoint, options.region, options.bucket, options.concurrency,
+        )  # fmt: skip
         for name in names:
             case = CASES[name]
             reason = case.why_not(settings)

@@ -21,6 +21,7 @@ from kvx.cache.nvme import NvmeTier
 from kvx.cache.peer.opening import check_agent, open_peers
 from kvx.cache.reactor import Reactor
 from kvx.cache.refusals import Refusals
+from kvx.cache.s3.opening import open_s3
 from kvx.cache.shared import NamespaceTable, Shared
 from kvx.cache.sightings import Sightings
 from kvx.metrics import Registry
@@ -30,6 +31,7 @@ from kvx_ext import _core
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvx.cache.s3.store import ObjectStore
     from kvx.config import CacheConfig
     from kvx.transfer.agents.agent import Agent
 
@@ -57,10 +59,12 @@ class FaultInjection:
     Attributes:
         failpoints: Rules for I/O and copies that go wrong; None for none.
         journal_path: File that every write and sync is recorded in; empty for none.
+        bucket: Takes the place of the bucket that an S3 tier names; None for none.
     """
 
     failpoints: _core.Failpoints | None = None
     journal_path: str = ""
+    bucket: ObjectStore | None = None
 
 
 def assemble(
@@ -116,6 +120,9 @@ def assemble(
             clock=clock,
             device=device,
         )
+        shared.s3 = open_s3(shared, config, faults.bucket if faults else None)
+        if shared.s3 is not None:
+            undo.callback(shared.s3.close, 1.0)
         shared.peers = open_peers(shared, config, agent)
         undo.pop_all()
     if nvme is not None:
@@ -229,6 +236,16 @@ def _add_gauges(shared: Shared) -> None:
               lambda: float(nvme.used_bytes))  # fmt: skip
         gauge("kvx_dirty_blocks", "Blocks that NVMe does not hold yet",
               lambda: float(flusher.num_dirty))  # fmt: skip
+    s3 = shared.s3
+    if s3 is not None:
+        gauge("kvx_s3_is_up", "1 unless the breaker keeps the S3 tier out",
+              lambda: float(s3.is_up()))  # fmt: skip
+        gauge("kvx_s3_known_objects", "Objects that are known to be stored",
+              lambda: float(len(s3.known)))  # fmt: skip
+        gauge("kvx_s3_used_bytes", "Bytes of the objects that count against the capacity",
+              lambda: float(s3.ledger.used_bytes))  # fmt: skip
+        gauge("kvx_s3_pending_bytes", "Bytes of blocks that wait to be stored",
+              lambda: float(s3.writing.pending_bytes))  # fmt: skip
     peers = shared.peers
     if peers is not None:
         gauge("kvx_peer_known_blocks", "Blocks that peers which answer are known to hold",

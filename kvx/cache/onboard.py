@@ -1,4 +1,4 @@
-"""Blocks toward the engine: from HBM inside the device, from DRAM, from NVMe or peers through DRAM.
+"""Blocks toward the engine: from HBM inside the device, from DRAM, and through DRAM from elsewhere.
 
 A block read from NVMe warms DRAM and streams on to its target as soon as its own bytes are there.
 Blocks for device memory are verified in host memory before they are sent. A damaged copy in one
@@ -21,6 +21,7 @@ from kvx.cache.reactor import Step
 from kvx.cache.read_batch import Landing, ReadBatch, fetch_device, read_files
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
+from kvx.cache.s3.fetching import S3Fetches
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -76,8 +77,15 @@ class Onboard(Operation):
         self._failed_as = np.zeros(len(keys), np.uint8)
         self._way = way or HOST_WAY
         self._hbm = space.hbm_pool
-        self._peers = None if shared.peers is None else PeerFetches(self, shared.peers)
+        self._others: list[PeerFetches | S3Fetches] = []
+        if shared.peers is not None:
+            self._others.append(PeerFetches(self, shared.peers))
+        if space.s3 is not None:
+            self._others.append(S3Fetches(self, space.s3))
+        # Rows that somebody else did not bring in time, though this operation had time left.
+        self._is_late = np.zeros(len(keys), np.bool_)
         self._is_hbm_down = False
+        self.is_prefetch = target is None
         if self._way.is_down:
             self._refuse_all(MissReason.TIER_DOWN)
         elif self._way.link is not None:
@@ -235,6 +243,11 @@ class Onboard(Operation):
             else:
                 self._settle_reason(rows, reasons)
 
+    def look_elsewhere(self, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]) -> None:
+        """As `look_again`, for rows that a peer or S3 did not bring, for whatever reason."""
+        self._is_late[rows] = reasons == MissReason.DEADLINE
+        self.look_again(rows, reasons)
+
     def _read(self, rows: npt.NDArray[np.int64]) -> None:
         """Bring rows that another tier has into DRAM slots and on; the rest are misses."""
         rows = self._read_from_hbm(rows)
@@ -246,12 +259,13 @@ class Onboard(Operation):
             brought, rows = rows[found.mask], rows[~found.mask]
             if len(brought):
                 self._bring(TierKind.NVME, pool, brought, found.only(found.mask))
-        self._miss(rows if self._peers is None else self._peers.launch(rows))
+        for other in self._others:
+            rows = other.launch(rows)
+        self._miss(rows)
 
     def _has_run_out(self) -> bool:
-        is_late = self.reasons == MissReason.DEADLINE
-        # A peer has a deadline of its own: that it was late is a miss like any other.
-        return bool((is_late if self._peers is None else is_late & ~self._peers.is_late).any())
+        # Peers and S3 have deadlines of their own: that they were late is a miss like any other.
+        return bool(((self.reasons == MissReason.DEADLINE) & ~self._is_late).any())
 
     def _read_from_hbm(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Fetch rows that only HBM has for a target in host memory; returns those that are left."""

@@ -32,11 +32,13 @@ class Match:
         num_blocks: Length of the longest prefix that is held, in blocks.
         tiers: (num_blocks,) uint8, the highest `TierKind` that holds each of them.
         reason: Why the prefix ends there; HIT when everything asked for is held.
+        is_final: False while S3 has not said whether it holds more; ask again.
     """
 
     num_blocks: int
     tiers: npt.NDArray[np.uint8]
     reason: MissReason
+    is_final: bool = True
 
     def blocks_in(self, tier: TierKind) -> int:
         """Return how many of the blocks would come from `tier`."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kvx.cache.peer.tier import PeerTier
     from kvx.cache.pool import Pool
     from kvx.cache.reactor import Reactor
+    from kvx.cache.s3.tier import S3Tier
 
 # What `BlockIndex.inspect` answers.
 _HELD, _EXPIRED, _WRITING = 1, 2, 3
@@ -119,6 +120,7 @@ class Shared:
     clock: Callable[[], float]
     device: DeviceAccess
     peers: PeerTier | None = None
+    s3: S3Tier | None = None
 
     def now_ms(self) -> int:
         """Return the wall clock in milliseconds, as the indexes want it."""
@@ -185,6 +187,8 @@ class Shared:
                 reasons[held] = MissReason.TIER_DOWN
         if self.peers is not None:
             reasons[self.peers.is_out_of_reach(keys)] = MissReason.TIER_DOWN
+        if self.s3 is not None:
+            reasons[self.s3.is_out_of_reach(keys)] = MissReason.TIER_DOWN
         return reasons
 
     def pools(self) -> list[tuple[TierKind, Pool]]:

@@ -15,6 +15,7 @@ from kvx.cache.onboard import Onboard
 from kvx.cache.pool import Found
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import Match, TierKind
+from kvx.cache.s3.offering import offer_groups
 from kvx.errors import UsageError
 from kvx.layout import BlockSelection, BlockView
 
@@ -62,32 +63,43 @@ class CacheSpace:
         )
         shared.sightings.add_namespace(self.namespace_id, namespace)
         self._owner = shared.names.owner_id(namespace.tenant_digest)
+        self.s3 = shared.s3 if shared.s3 and shared.s3.takes(self.block_bytes) else None
         self._deadline_s = deadline_s
         self._pins: dict[bytes, list[tuple[int, int]]] = {}
         self._pins_lock = threading.Lock()
 
-    def match(self, hashes: Hashes) -> Match:
-        """Return how long a prefix of `hashes` is held, and where. Does not block on I/O.
+    def match(self, hashes: Hashes, *, wait_s: float = 0.0) -> Match:
+        """Return how long a prefix of `hashes` is held, and where. Blocks on I/O only if asked to.
+
+        What S3 holds is looked up in the background; until that is known `is_final` is False, and
+        a later call may find more.
 
         Args:
             hashes: Block hashes from the start of the prompt.
+            wait_s: Seconds to wait for S3 at most.
         """
         rows = as_hash_array(hashes)
         keys = self.namespace.keys(rows)
         tiers = np.zeros(len(keys), np.uint8)
         length = self._match_prefix(keys, tiers)
+        is_final = True
+        if self.s3 is not None and length < len(keys):
+            is_final = self.s3.look_up(self.namespace_id, keys, length, wait_s)
+            if is_final:
+                length = self._match_prefix(keys, tiers)
         reason = MissReason.HIT
         if length < len(keys):
             tail = slice(length, length + 1)
             reason = MissReason(int(self.explain(keys[tail], rows[tail])[0]))
         self._shared.instruments.note_match(len(keys), tiers[:length], reason)
-        return Match(length, tiers[:length], reason)
+        return Match(length, tiers[:length], reason, is_final)
 
     def offload(
         self,
         hashes: Hashes,
         source: Blocks,
         *,
+        prefix: Hashes = (),
         ttl_s: int = 0,
         deadline_s: float | None = None,
         after: object = None,
@@ -97,6 +109,8 @@ class CacheSpace:
         Args:
             hashes: n block hashes.
             source: n blocks; must not change until the transfer is terminal.
+            prefix: Hashes of the blocks before these in the prompt, from its start on, if there are
+                any: S3 keeps blocks in groups that are counted from there.
             ttl_s: Seconds after which the blocks expire; 0 for never.
             deadline_s: Seconds until the transfer ends whatever happens; None for the default.
             after: For device memory: the CUDA stream (CUstream as int, or an object with
@@ -112,15 +126,19 @@ class CacheSpace:
             raise UsageError(f"ttl_s is {ttl_s}; 0 for never, else seconds")
         way = self._shared.device.way_for(selection.view, after)
         self._shared.sightings.note(rows, self.namespace_id)
-        return Offload(
+        keys = self.namespace.keys(rows)
+        transfer = Offload(
             self._shared,
             self,
-            self.namespace.keys(rows),
+            keys,
             selection,
             ttl_s=ttl_s,
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
             way=way,
         ).start()
+        if self.s3 is not None:
+            offer_groups(self.s3, self, transfer, keys, prefix)
+        return transfer
 
     def onboard(
         self,
@@ -132,6 +150,8 @@ class CacheSpace:
         is_layerwise: bool = False,
     ) -> Transfer[TransferResult]:
         """Copy blocks from the cache to the engine; returns at once.
+
+        Of S3, what `match` or a prefetch has found before: nobody waits here for a search.
 
         A block that cannot be served is a miss with its reason in the result. Its target then holds
         what it held, or 0xFF bytes (NaN) if wrong bytes had been on their way there. Blocks for
@@ -159,7 +179,8 @@ class CacheSpace:
     ) -> Transfer[TransferResult]:
         """Bring blocks up into DRAM ahead of their use; as `onboard` without a target.
 
-        Blocks that HBM has stay there alone: they are as high as they can be.
+        Blocks that HBM has stay there alone: they are as high as they can be. Objects in S3 are
+        looked for when `hashes` begin at the start of a prompt, and brought once they are found.
         """
         return self._fetch(as_hash_array(hashes), None, deadline_s)
 
@@ -235,6 +256,8 @@ class CacheSpace:
         for tier, pool in [*pools, *reversed(pools[:-1])]:
             held |= pool.find(keys, now_ms).mask
             shared.remove(pool, tier, keys, MissReason.DROPPED)
+        if self.s3 is not None:
+            held |= self.s3.drop(self.namespace_id, keys)
         return int(held.sum())
 
     def reserve(
@@ -305,7 +328,7 @@ class CacheSpace:
         # Mostly all of it is in the highest tier that has any: a match is cheaper than lookups.
         length = pools[0][1].index.match(keys, now_ms, touch=False, pin=False)[0]
         tiers[:length] = pools[0][0]
-        if length == len(keys) or (len(pools) == 1 and shared.peers is None):
+        if length == len(keys) or (len(pools) == 1 and not shared.peers and self.s3 is None):
             return length
         rest = keys[length:]
         for tier, pool in reversed(pools):
@@ -314,6 +337,10 @@ class CacheSpace:
             absent = np.flatnonzero(tiers[length:] == TierKind.NONE)
             held = shared.peers.holds(rest[absent])
             tiers[length:][absent[held]] = TierKind.PEER
+        if self.s3 is not None:
+            absent = np.flatnonzero(tiers[length:] == TierKind.NONE)
+            held = self.s3.holds(rest[absent])
+            tiers[length:][absent[held]] = TierKind.S3
         missing = (tiers[length:] == TierKind.NONE).nonzero()[0]
         return length + (int(missing[0]) if len(missing) else len(rest))
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class TieredCache:
-    """KV blocks in HBM, DRAM, NVMe and at peers. Open with `open`, use through `namespace`.
+    """KV blocks in HBM, DRAM, NVMe, S3 and at peers. Open with `open`, use through `namespace`.
 
     A context manager; leaving it closes the cache. Thread-safe.
     """
@@ -89,6 +89,8 @@ class TieredCache:
         cache._upkeep.start()
         if shared.peers is not None:
             shared.peers.start()
+        if shared.s3 is not None:
+            shared.s3.start()
         return cache
 
     def namespace(self, **facts: object) -> CacheSpace:
@@ -112,7 +114,11 @@ class TieredCache:
         return space
 
     def clear(self) -> int:
-        """Forget every block in every tier, pinned ones at unpin; returns how many there were."""
+        """Forget every block in every tier, pinned ones at unpin; returns how many there were.
+
+        Objects in S3 stay: other machines may use them. `drop` deletes those of its blocks, and
+        `kvx gc` any.
+        """
         self._check_open()
         count = 0
         pools = self._shared.pools()
@@ -125,10 +131,16 @@ class TieredCache:
         return count
 
     def flush(self, timeout_s: float = 60.0) -> bool:
-        """Write everything dirty to NVMe; True when it is all there. True without an NVMe tier."""
+        """Write to NVMe and S3 what waits for that; False when time was up first.
+
+        What a lower tier does not take, because it is down or admission refuses it, is no longer
+        waited for.
+        """
         self._check_open()
-        flusher = self._shared.flusher
-        return flusher is None or flusher.flush(timeout_s)
+        end = time.monotonic() + timeout_s
+        flusher, s3 = self._shared.flusher, self._shared.s3
+        is_flushed = flusher is None or flusher.flush(timeout_s)
+        return is_flushed and (s3 is None or s3.flush(max(0.0, end - time.monotonic())))
 
     def stats(self) -> dict[str, dict[str, object]]:
         """Return numbers by tier, and those of the engine: for people and tests."""
@@ -142,6 +154,8 @@ class TieredCache:
         stats["copies"] = dict(shared.engine.copy_stats())
         if shared.peers is not None:
             stats["peer"] = shared.peers.stats()
+        if shared.s3 is not None:
+            stats["s3"] = shared.s3.stats()
         rewarm = self._upkeep.rewarm
         if rewarm is not None:
             stats["rewarm"] = {

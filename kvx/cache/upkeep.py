@@ -26,6 +26,8 @@ _FLUSH_SHARE = 0.8
 _FORGOTTEN_TIMEOUT_S = 1.0
 # Of the time that closing may take: for peers to end, and for their agent.
 _PEERS_SHARE = 0.1
+# For what was offered to S3.
+_S3_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,13 @@ class CloseReport:
         unflushed_blocks: Blocks that were only in DRAM and are gone.
         abandoned_jobs: Jobs whose bytes the hardware had not let go of.
         abandoned_bytes: Their bytes; that memory is never freed.
+        unstored_blocks: Blocks that were on their way to S3; other tiers may hold them.
     """
 
     unflushed_blocks: int
     abandoned_jobs: int
     abandoned_bytes: int
+    unstored_blocks: int = 0
 
 
 class Upkeep:
@@ -77,6 +81,7 @@ class Upkeep:
         peers = shared.peers
         if peers is not None and not peers.stop(timeout_s * _PEERS_SHARE):
             _log.warning("peers were still reading when the cache was closed")
+        unstored = shared.s3.stop(timeout_s * _S3_SHARE) if shared.s3 is not None else 0
         unflushed = 0
         if shared.flusher is not None and shared.nvme is not None:
             is_flushed = shared.flusher.flush(max(0.0, timeout_s * _FLUSH_SHARE))
@@ -87,6 +92,8 @@ class Upkeep:
         self.is_open = False
         left = shared.engine.close(max(0.1, end - time.monotonic()))
         shared.reactor.close(max(0.1, end - time.monotonic()))
+        if shared.s3 is not None:
+            shared.s3.close(max(0.1, end - time.monotonic()))
         is_abandoned = left["abandoned_jobs"] > 0
         if peers is not None and not peers.close(max(0.1, min(timeout_s * _PEERS_SHARE, 1.0))):
             is_abandoned = True
@@ -96,7 +103,7 @@ class Upkeep:
         shared.dram.close(is_abandoned=is_abandoned)
         if shared.nvme is not None:
             shared.nvme.close()
-        report = CloseReport(unflushed, left["abandoned_jobs"], left["abandoned_bytes"])
+        report = CloseReport(unflushed, left["abandoned_jobs"], left["abandoned_bytes"], unstored)
         if report != CloseReport(0, 0, 0):
             _log.warning("closed the cache, leaving behind: %s", report)
         return report

@@ -19,6 +19,7 @@ from rich.table import Table
 from kvx.cli.finding import Finding
 from kvx.cli.gpu import gpu_findings
 from kvx.cli.peers import peer_findings
+from kvx.cli.s3 import s3_findings
 from kvx.config import CacheConfig, cache_directory
 from kvx_ext import _core
 
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--path", default=".", help="directory an NVMe tier would live in")
     parser.add_argument(
-        "--config", help="configuration of a cache (YAML or TOML): its peers are connected with"
+        "--config",
+        help="configuration of a cache (YAML or TOML): its peers and its bucket are tried",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -70,6 +72,7 @@ def examine(path: Path, config: CacheConfig | None = None) -> Iterator[Finding]:
     yield _disk(path)
     yield from gpu_findings(list_devices, cache_directory())
     yield from peer_findings(config)
+    yield from s3_findings(config)
     for package, purpose in _EXTRAS.items():
         yield _extra(package, purpose)
 

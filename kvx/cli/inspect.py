@@ -1,4 +1,4 @@
-"""`kvx inspect DIR`: what a disk tier holds, and whether every byte of it is still right."""
+"""`kvx inspect`: what a disk tier or a bucket holds, and whether every byte is still right."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 
 from kvx.cache.disk.inspect import describe, iter_blocks
+from kvx.cli.bucket import SCHEME, add_bucket_arguments, add_seal_arguments
+from kvx.cli.figures import size, when
+from kvx.cli.objects import inspect_bucket
 from kvx.namespace import public_id
 from kvx_ext import _core
 
@@ -24,27 +27,37 @@ if TYPE_CHECKING:
 
     from kvx.cache.disk.inspect import BlockPlaces, StoreDescription
 
-HELP = "show what an NVMe tier's directory holds; --verify checks every payload"
+HELP = (
+    "show what an NVMe tier's directory or an S3 tier's bucket holds; --verify checks every block"
+)
 
 _WINDOW_BYTES = 64 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("path", type=Path, help="directory of an NVMe tier")
+    parser.add_argument("path", help="directory of an NVMe tier, or s3://BUCKET/PREFIX")
     parser.add_argument(
         "--verify", action="store_true", help="read every block and verify its checksum"
     )
+    add_bucket_arguments(parser)
+    add_seal_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Describe the store; with --verify, 1 if a block is damaged."""
+    if str(options.path).startswith(SCHEME):
+        return inspect_bucket(options)
+    return _inspect_directory(Path(options.path), is_verifying=options.verify)
+
+
+def _inspect_directory(path: Path, *, is_verifying: bool) -> int:
     console = Console()
-    store = describe(options.path, now_s=int(time.time()))
+    store = describe(path, now_s=int(time.time()))
     _print_store(console, store)
-    if not options.verify:
+    if not is_verifying:
         return 0
-    checked, damaged = _verify(options.path, store, console)
+    checked, damaged = _verify(path, store, console)
     console.print(f"{checked} blocks read, {damaged} damaged")
     return 1 if damaged else 0
 
@@ -52,21 +65,21 @@ def run(options: argparse.Namespace) -> int:
 def _print_store(console: Console, store: StoreDescription) -> None:
     console.print(
         f"[bold]{store.path}[/]  format {store.version}, store {store.uuid.hex()}, made "
-        f"{_when(store.created_s)}"
+        f"{when(store.created_s)}"
     )
     if store.is_open_elsewhere:
         console.print(f"open in process {store.holder_pid}: the numbers are a sample")
     console.print(
-        f"{_size(store.used_bytes)} of {_size(store.capacity_bytes)} used by "
-        f"{len(store.extents)} extents; blocks stored {_when(store.oldest_s)} to "
-        f"{_when(store.newest_s)}"
+        f"{size(store.used_bytes)} of {size(store.capacity_bytes)} used by "
+        f"{len(store.extents)} extents; blocks stored {when(store.oldest_s)} to "
+        f"{when(store.newest_s)}"
     )
     table = Table("namespace", "blocks", "bytes")
     for namespace in store.namespaces:
         table.add_row(
             public_id(namespace.fingerprint).hex(),
             str(namespace.num_blocks),
-            _size(namespace.payload_bytes),
+            size(namespace.payload_bytes),
         )
     console.print(table)
     console.print(f"slots: {store.counts}")
@@ -94,26 +107,13 @@ def _verify_extent(places: BlockPlaces) -> Iterator[tuple[npt.NDArray[np.bool_],
     """Yield which blocks of a window are good, and their bytes; one size of block at a time."""
     records = places.records
     with places.path.open("rb", buffering=0) as file:
-        for size in np.unique(records.payload_bytes).tolist():
-            rows = np.flatnonzero(records.payload_bytes == size)
-            window = max(1, _WINDOW_BYTES // size)
+        for num_bytes in np.unique(records.payload_bytes).tolist():
+            rows = np.flatnonzero(records.payload_bytes == num_bytes)
+            window = max(1, _WINDOW_BYTES // num_bytes)
             for start in range(0, len(rows), window):
                 part = rows[start : start + window]
-                blocks = np.zeros((len(part), size), np.uint8)
+                blocks = np.zeros((len(part), num_bytes), np.uint8)
                 for block, offset in zip(blocks, places.offsets[part].tolist(), strict=True):
                     os.preadv(file.fileno(), [block], offset)
                 found = _core.block_checksums(blocks, np.ascontiguousarray(records.keys[part]))
                 yield found == records.checksums[part], blocks.nbytes
-
-
-def _size(num_bytes: int) -> str:
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:  # noqa: PLR2004 - the factor between the units
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def _when(time_s: int | None) -> str:
-    return "never" if time_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OWN_VERBS = {
     "doctor": "kvx.cli.doctor",
+    "gc": "kvx.cli.gc",
     "inspect": "kvx.cli.inspect",
 }
 _GROUP = "kvx.commands"

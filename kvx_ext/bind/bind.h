@@ -13,6 +13,7 @@ void raise_if_error(const Status& status);
 
 void bind_memory(nanobind::module_& module);
 void bind_checksum(nanobind::module_& module);
+void bind_body_copy(nanobind::module_& module);
 void bind_digest(nanobind::module_& module);
 void bind_copy_plan(nanobind::module_& module);
 void bind_layers(nanobind::module_& module);

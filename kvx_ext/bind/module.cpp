@@ -9,6 +9,7 @@ NB_MODULE(_core, module) {
   nanobind::set_leak_warnings(false);
   kvx::bind::bind_memory(module);
   kvx::bind::bind_checksum(module);
+  kvx::bind::bind_body_copy(module);
   kvx::bind::bind_digest(module);
   kvx::bind::bind_copy_plan(module);
   kvx::bind::bind_layers(module);

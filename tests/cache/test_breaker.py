@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.cache.breaker import Breaker
+from kvx.cache.breaker import Breaker, BreakerState, Passage
 from kvx.config import BreakerConfig
 
 CONFIG = BreakerConfig(failures=3, reset_s=5.0)
@@ -73,6 +73,56 @@ def test_a_good_probe_closes_it_and_forgets(breaker: Breaker, clock: Clock) -> N
     breaker.success()
     fail(breaker, 2)
     assert breaker.allow()
+
+
+def test_half_open_one_enters_at_a_time(breaker: Breaker, clock: Clock) -> None:
+    assert breaker.enter() is Passage.FREE
+    fail(breaker, 3)
+    assert breaker.enter() is Passage.REFUSED
+    clock.now_s += 5
+    assert [breaker.enter() for _ in range(3)] == [Passage.PROBE, Passage.REFUSED, Passage.REFUSED]
+    assert breaker.allow()
+
+
+def test_after_a_good_probe_all_enter(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, 3)
+    clock.now_s += 5
+    assert breaker.enter() is Passage.PROBE
+    breaker.success()
+    breaker.end_probe()
+    assert [breaker.enter() for _ in range(2)] == [Passage.FREE, Passage.FREE]
+
+
+def test_after_a_failed_probe_none_enters_until_the_reset_time(
+    breaker: Breaker, clock: Clock
+) -> None:
+    fail(breaker, 3)
+    clock.now_s += 5
+    assert breaker.enter() is Passage.PROBE
+    breaker.failure()
+    breaker.end_probe()
+    assert breaker.enter() is Passage.REFUSED
+    assert breaker.wait_s == 5
+    clock.now_s += 5
+    assert breaker.enter() is Passage.PROBE
+
+
+def test_a_probe_that_says_nothing_leaves_its_place_to_the_next(
+    breaker: Breaker, clock: Clock
+) -> None:
+    fail(breaker, 3)
+    clock.now_s += 5
+    assert breaker.enter() is Passage.PROBE
+    breaker.end_probe()
+    assert breaker.enter() is Passage.PROBE
+
+
+def test_its_state_is_told(breaker: Breaker, clock: Clock) -> None:
+    assert (breaker.state, breaker.wait_s) == (BreakerState.CLOSED, 0)
+    fail(breaker, 3)
+    assert (breaker.state, breaker.wait_s) == (BreakerState.OPEN, 5)
+    clock.now_s += 6
+    assert (breaker.state, breaker.wait_s) == (BreakerState.HALF_OPEN, 0)
 
 
 @given(

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from kvx.cache.events import EventLog
+from kvx.cache.key_table import KeyTable
 from kvx.cache.peer import messages
 from kvx.cache.peer.messages import Delta, SnapshotPart, Subscribe
 from kvx.cache.peer.publisher import Publisher, deltas_of
-from kvx.cache.peer.replica import KeySet, Replica
+from kvx.cache.peer.replica import Replica
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.errors import CapacityError, PeerLost, UsageError
@@ -279,7 +280,7 @@ def test_parts_of_two_snapshots_do_not_make_one() -> None:
 
 
 def test_a_set_of_keys_is_bounded_and_keeps_the_newest() -> None:
-    keys = KeySet(2048)
+    keys = KeyTable(2048)
     for start in range(0, 10_000, 500):
         keys.add(keys_of(*range(start, start + 500)))
     assert len(keys) == 2048

@@ -92,7 +92,7 @@ def test_a_verb_that_cannot_be_imported_is_left_out(
 ) -> None:
     broken = importlib.metadata.EntryPoint("fly", "kvx_wings.command", "kvx.commands")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [broken])  # noqa: ARG005
-    assert sorted(verbs()) == ["doctor", "inspect"]
+    assert sorted(verbs()) == ["doctor", "gc", "inspect"]
     assert "'fly' is not available: No module named 'kvx_wings'" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The worked examples of docs/formats/keys.md and events.md are what the code computes."""
+"""The worked examples of docs/formats are what the code computes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from kvx.cache.events import BlockStored, decode_event, encode_event
 from kvx.cache.peer import messages
+from kvx.cache.s3.format import GroupFacts, GroupShape, encode, object_name
 from kvx.namespace import Namespace
 from kvx_ext import _core
 
@@ -18,6 +19,7 @@ FORMATS = Path(__file__).parents[2] / "docs/formats"
 KEYS = (FORMATS / "keys.md").read_text()
 EVENTS = (FORMATS / "events.md").read_text()
 PEERS = (FORMATS / "peers.md").read_text()
+OBJECT = (FORMATS / "object.md").read_text()
 
 
 def test_the_worked_example_of_keys() -> None:
@@ -61,3 +63,22 @@ def test_every_message_of_peers_is_documented() -> None:
         str(one.__struct_config__.tag): ", ".join(one.__struct_fields__)
         for one in get_args(messages.Message)
     }
+
+
+def test_the_example_of_objects() -> None:
+    example = OBJECT.partition("## Worked example")[2].split("```\n")[1]
+    name, *rows = (line.split() for line in example.splitlines())
+    namespace = Namespace(model="m", dtype="bfloat16", block_bytes=4096, tenant="a", salt="s")
+    blocks = np.zeros((1, 4096), np.uint8)
+    keys = namespace.keys(np.arange(32, dtype=np.uint8)[None])
+    facts = GroupFacts(namespace.public_id, 8, 1_700_000_000, 1_800_000_000)
+    checksums = _core.block_checksums(blocks, keys)
+    body = encode(
+        GroupShape(1, 4096), facts, keys, checksums, np.array([blocks.ctypes.data])
+    ).tobytes()
+    assert name[1] == object_name("kvx", namespace.public_id, 1, keys[0].tobytes())
+    shown = b""
+    for offset, row in rows:
+        assert body[int(offset) :].startswith(bytes.fromhex(row)), offset
+        shown += bytes.fromhex(row)
+    assert len(shown) == len(body) - 4096

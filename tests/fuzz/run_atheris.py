@@ -17,7 +17,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-with atheris.instrument_imports(include=["kvx.transfer.agents", "tests.fuzz"]):
+with atheris.instrument_imports(include=["kvx.transfer.agents", "kvx.cache.s3", "tests.fuzz"]):
     from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -11,7 +11,7 @@ from kvx.errors import KvxError
 from kvx.transfer.agents import messages
 from kvx.transfer.agents.lease_token import RemoteLease
 from kvx.transfer.agents.metadata import decode_card
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, object_part
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -41,6 +41,13 @@ def test_the_corpus_passes(target: str) -> None:
 )
 def test_some_of_the_corpus_is_accepted(target: str, decode: Callable[[bytes], object]) -> None:
     assert any(is_accepted(decode, data) for data in samples(target))
+
+
+def test_every_part_of_an_object_is_accepted() -> None:
+    names = {"plain", "sealed"}
+    parts = {f"{name}_{part}" for name in names for part in ("header", "footer", "frame")}
+    for part in parts:
+        assert object_part((CORPUS / "object" / part).read_bytes()), part
 
 
 def is_accepted(decode: Callable[[bytes], object], data: bytes) -> bool:

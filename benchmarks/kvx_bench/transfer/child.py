@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kvx.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _PATIENCE_S = 60.0
 _GOODBYE_S = 5.0
@@ -49,10 +49,13 @@ class Child:
         self._lines = ours.makefile("rb")
 
     @classmethod
-    def of_module(cls, module: str, *, python: Path | None = None) -> Child:
+    def of_module(
+        cls, module: str, *, python: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> Child:
         """Start a module of ours with this Python's path, under this Python or another one.
 
-        What another one has installed is found behind what this one has.
+        What another one has installed is found behind what this one has. `settings` are further
+        variables of its environment.
         """
         # An editable installation is found by a hook of this Python, which another one has not.
         ours = [_folder_of(package) for package in (module.partition(".")[0], "kvx")]
@@ -60,7 +63,11 @@ class Child:
         program = f"import sys; sys.path[:] = list(dict.fromkeys([*{path!r}, *sys.path])); "
         program += f"import runpy; runpy.run_module({module!r}, run_name='__main__', "
         program += "alter_sys=False)"
-        return cls([str(python or sys.executable), "-c", program])
+        command = [str(python or sys.executable), "-c", program]
+        if settings:
+            # env(1) sets them for that process alone.
+            command[:0] = ["env", *(f"{name}={text}" for name, text in settings.items())]
+        return cls(command)
 
     def __enter__(self) -> Self:
         """Nothing but the child."""

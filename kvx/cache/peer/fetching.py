@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.cache.inbound import Inbound
 from kvx.cache.operation import REASON_OF_CODE
 from kvx.cache.peer.messages import KEYS_MAX
-from kvx.cache.pool import Found
 from kvx.cache.reactor import Step
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.errors import KvxError, PeerLost, StaleReference, TransferTimeout, UsageError
 from kvx.transfer.codes import Code
-from kvx_ext import _core
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,30 +42,8 @@ _log = logging.getLogger(__name__)
 _WINDOW_BYTES = 16 << 20
 _SOURCES_MAX = 64
 _ROOM_S = 0.005
-_RESERVED = int(_core.ReserveOutcome.RESERVED)
 # What an owner says of blocks that it may well have a moment later.
 _BUSY = (int(MissReason.NO_ROOM), int(MissReason.IN_FLIGHT))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetch:
-    """Rows on their way from one peer, and the DRAM slots they go to.
-
-    `is_shared` is False where the slot is private to the operation and is let go afterwards.
-    """
-
-    source: Source
-    rows: Rows
-    slots: npt.NDArray[np.int64]
-    generations: npt.NDArray[np.uint32]
-    is_shared: Mask
-
-    def only(self, mask: Mask) -> _Fetch:
-        """Return the rows where `mask` holds."""
-        return _Fetch(
-            self.source, self.rows[mask], self.slots[mask], self.generations[mask],
-            self.is_shared[mask],
-        )  # fmt: skip
 
 
 class PeerFetches:
@@ -84,8 +60,6 @@ class PeerFetches:
         self._bits: dict[int, np.uint64] = {}
         # No room was found: peers are not asked in vain again before this time.
         self._not_before = 0.0
-        # Rows that a peer did not bring in time, though the operation had time left.
-        self.is_late = np.zeros(len(operation.keys), np.bool_)
 
     def launch(self, rows: Rows) -> Rows:
         """Ask peers for rows that they hold; returns those that nobody has.
@@ -162,7 +136,7 @@ class PeerFetches:
         try:
             lease = source.peer.lease(grant.token)
             checksums = check_lease(lease, self._operation.keys[rows], self._block_bytes)
-            fetch, indices = self._reserve(source, rows, grant.ttls_s)
+            inbound, indices = self._reserve(source, rows, grant.ttls_s)
         except KvxError as error:
             self._refuse(ask, rows, error)
             return
@@ -170,12 +144,12 @@ class PeerFetches:
             self._tier.release(ask, 0)
             return
         try:
-            self._begin_read(ask, fetch, lease, indices, checksums[indices])
+            self._begin_read(ask, inbound, lease, indices, checksums[indices])
         except KvxError as error:
-            self._give_back(fetch)
-            self._refuse(ask, fetch.rows, error)
+            inbound.give_back(self._operation)
+            self._refuse(ask, inbound.rows, error)
 
-    def _reserve(self, source: Source, rows: Rows, packed_ttls_s: bytes) -> tuple[_Fetch, Rows]:
+    def _reserve(self, source: Source, rows: Rows, packed_ttls_s: bytes) -> tuple[Inbound, Rows]:
         """Reserve slots for leased rows, that expire when the owner's do.
 
         Rows without one are looked at again: there is no room, or they have just arrived in DRAM.
@@ -188,30 +162,27 @@ class PeerFetches:
         if packed_ttls_s and len(ttls_s) == len(rows):
             now_s = self._shared.now_ms() // 1000
             expiries_s = np.where(ttls_s > 0, now_s + ttls_s, 0)
-        found = self._operation.reserve(rows, expiries_s)
-        has_slot = found.slots >= 0
+        inbound, has_slot = Inbound.reserve(self._operation, rows, expiries_s)
         left = rows[~has_slot]
         if len(left):
             self._not_before = time.monotonic() + _ROOM_S
             self._unload(source, len(left))
             self._operation.look_again(left, np.zeros(len(left), np.uint8))
-        is_shared = found.outcomes == _RESERVED
-        fetch = _Fetch(source, rows, found.slots, found.generations, is_shared)
-        return fetch.only(has_slot), np.flatnonzero(has_slot)
+        return inbound, np.flatnonzero(has_slot)
 
     def _begin_read(
         self,
         ask: LeaseAsk,
-        fetch: _Fetch,
+        inbound: Inbound,
         lease: RemoteLease,
         indices: Rows,
         checksums: npt.NDArray[np.uint64],
     ) -> None:
-        addresses = self._operation.pool.addresses(fetch.slots)
+        addresses = self._operation.pool.addresses(inbound.slots)
         read = self._tier.read(ask, lease, indices, addresses, self._block_bytes)
         step = Step(
             read,
-            settle=lambda _: self._settle_read(read, ask, fetch, checksums),
+            settle=lambda _: self._settle_read(read, ask, inbound, checksums),
             give_up=lambda _: self._late(read),
             keep=self._shared.dram,
         )
@@ -239,56 +210,25 @@ class PeerFetches:
             )  # fmt: skip
 
     def _settle_read(
-        self, read: PeerRead, ask: LeaseAsk, fetch: _Fetch, checksums: npt.NDArray[np.uint64]
+        self, read: PeerRead, ask: LeaseAsk, inbound: Inbound, checksums: npt.NDArray[np.uint64]
     ) -> None:
         codes = read.codes()
         arrived = codes == Code.OK
         reasons = REASON_OF_CODE[codes]
-        damaged = self._operation.keys[fetch.rows[codes == Code.CORRUPT]]
+        damaged = self._operation.keys[inbound.rows[codes == Code.CORRUPT]]
         self._tier.release(ask, int(arrived.sum()), damaged)
         if len(damaged):
-            fetch.source.replica.forget(damaged)
+            ask.source.replica.forget(damaged)
             self._shared.instruments.note_corrupt(TierKind.PEER, len(damaged))
         is_failure = bool(np.isin(reasons, (MissReason.TIER_DOWN, MissReason.DEADLINE)).any())
         self._note_source(ask, is_failure=is_failure)
-        missed = fetch.only(~arrived)
-        self._give_back(missed)
-        self._fail(fetch.source, missed.rows, reasons[~arrived])
-        self._hand_on(fetch.only(arrived), checksums[arrived])
+        missed, came = inbound.only(~arrived), inbound.only(arrived)
+        missed.give_back(self._operation)
+        self._fail(ask.source, missed.rows, reasons[~arrived])
+        self._unload(ask.source, len(came.rows))
+        self._tier.instruments.note_read(ask.source.name, len(came.rows), self._block_bytes)
+        came.hand_on(self._operation, checksums[arrived], TierKind.PEER)
         self._operation.step_over(read)
-
-    def _hand_on(self, fetch: _Fetch, checksums: npt.NDArray[np.uint64]) -> None:
-        """Commit what has arrived, and copy it to where the operation wants it."""
-        operation, pool = self._operation, self._operation.pool
-        self._unload(fetch.source, len(fetch.rows))
-        self._tier.instruments.note_read(fetch.source.name, len(fetch.rows), self._block_bytes)
-        is_ours = ~fetch.is_shared
-        known = fetch.only(fetch.is_shared)
-        keys = operation.keys[known.rows]
-        with self._shared.events.changing():
-            stands = pool.index.commit(
-                known.slots, known.generations, checksums[fetch.is_shared]
-            )  # fmt: skip
-            self._shared.note_stored(operation.namespace_id, TierKind.DRAM, keys[stands])
-        # Dropped or evicted already, these are: what is in their slots may be another block.
-        is_ours[fetch.is_shared] = pool.index.pin(known.slots, known.generations)
-        operation.look_again(fetch.rows[~is_ours], np.zeros(int((~is_ours).sum()), np.uint8))
-        fetch, checksums = fetch.only(is_ours), checksums[is_ours]
-        found = Found(np.ones(len(fetch.rows), np.bool_), fetch.slots, fetch.generations, checksums)
-        private = fetch.only(~fetch.is_shared)
-        with operation.held_open() as is_open:
-            if is_open and len(fetch.rows):
-                operation.copy_out(
-                    fetch.rows, found, TierKind.PEER,
-                    lambda: pool.index.abort(private.slots, private.generations),
-                )  # fmt: skip
-                return
-        pool.unpin(found)
-        pool.index.abort(private.slots, private.generations)
-
-    def _give_back(self, fetch: _Fetch) -> None:
-        """Let go of slots that nothing has arrived in."""
-        self._operation.pool.index.abort(fetch.slots, fetch.generations)
 
     def _fail(
         self,
@@ -310,8 +250,7 @@ class PeerFetches:
                     MissReason(int(reason)) or MissReason.EVICTED,
                     int((reasons == reason).sum()),
                 )
-        self.is_late[rows] = reasons == MissReason.DEADLINE
-        self._operation.look_again(rows, reasons)
+        self._operation.look_elsewhere(rows, reasons)
 
     def _unload(self, source: Source, count: int) -> None:
         source.add_load(-count * self._block_bytes)

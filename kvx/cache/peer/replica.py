@@ -9,52 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from kvx.cache.key_table import KeyTable
 from kvx.cache.peer.messages import ChangeKind, as_keys
 from kvx.cache.result import TierKind
-from kvx_ext import _core
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from kvx.cache.peer.messages import Delta, SnapshotPart
 
-_SLOTS_FIRST = 1024
-_DROPPED = 3  # as kvx_ext/include/kvx/miss_history.h numbers it; there is no history here
 TIERS = (TierKind.DRAM, TierKind.NVME)
-
-
-class KeySet:
-    """Up to `keys_max` keys; the oldest go. Thread-safe."""
-
-    def __init__(self, keys_max: int) -> None:
-        """Start empty; memory is taken as keys come."""
-        self._keys_max = keys_max
-        self._index = _core.BlockIndex(_core.EvictionPolicy.LRU)
-        self._index.add_slots(0, min(_SLOTS_FIRST, keys_max))
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return self._index.num_slots - self._index.num_free
-
-    def add(self, keys: npt.NDArray[np.uint8]) -> None:
-        """Add (n, 16) uint8 keys; those that are there are none the worse."""
-        while self._index.num_free < len(keys) and self._index.num_slots < self._keys_max:
-            more = min(self._index.num_slots, self._keys_max - self._index.num_slots)
-            self._index.add_slots(self._index.num_slots, more)
-        # At most as many as there is room for, or those of one batch would be refused.
-        for start in range(0, len(keys), _SLOTS_FIRST):
-            some = keys[start : start + _SLOTS_FIRST]
-            self._index.insert(some, np.zeros(len(some), np.uint64), 0, 0, 0)
-
-    def remove(self, keys: npt.NDArray[np.uint8]) -> None:
-        """Remove keys; those that are not there do no harm."""
-        self._index.remove(keys, _DROPPED)
-
-    def has(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Return which of (n, 16) uint8 keys are there, (n,) bool."""
-        return self._index.inspect(keys, 0).astype(np.bool_)
 
 
 class Replica:
@@ -68,8 +33,8 @@ class Replica:
     def __init__(self, keys_max: int) -> None:
         """Start empty."""
         self._keys_max = keys_max
-        self._tiers = {tier: KeySet(keys_max) for tier in TIERS}
-        self._loading: dict[TierKind, KeySet] | None = None
+        self._tiers = {tier: KeyTable(keys_max) for tier in TIERS}
+        self._loading: dict[TierKind, KeyTable] | None = None
         # Log, sequence and number of the part that comes next.
         self._expected = (0, 0, 0)
         self.log = 0
@@ -91,7 +56,7 @@ class Replica:
     def take_part(self, part: SnapshotPart) -> bool:
         """Take a part of a snapshot; False when one is missing, so that it is of no use."""
         if part.number == 0:
-            self._loading = {tier: KeySet(self._keys_max) for tier in TIERS}
+            self._loading = {tier: KeyTable(self._keys_max) for tier in TIERS}
             self._expected = (part.log, part.sequence, 0)
         if self._loading is None or (part.log, part.sequence, part.number) != self._expected:
             self._loading = None
@@ -113,7 +78,7 @@ class Replica:
             return True  # known already
         for change in delta.changes:
             if change.kind == ChangeKind.CLEARED:
-                self._tiers = {tier: KeySet(self._keys_max) for tier in TIERS}
+                self._tiers = {tier: KeyTable(self._keys_max) for tier in TIERS}
             elif change.tier in TIERS:
                 tier = self._tiers[TierKind(change.tier)]
                 keys = as_keys(change.keys)

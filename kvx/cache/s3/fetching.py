@@ -1,0 +1,168 @@
+"""Blocks that only objects hold, for one onboard: read in ranges, landed in DRAM slots, handed on.
+
+Each read brings consecutive blocks of one object; the first few, so that a block is on its way to
+the engine soon, the next more, so that a request is worth it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvx.cache.inbound import Inbound
+from kvx.cache.operation import REASON_OF_CODE
+from kvx.cache.reactor import Step
+from kvx.cache.reasons import MissReason
+from kvx.cache.result import TierKind
+from kvx.cache.s3.reads import Request
+from kvx.transfer.codes import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from kvx.cache.onboard import Onboard
+    from kvx.cache.s3.reading import ObjectRead
+    from kvx.cache.s3.tier import S3Tier
+
+    Rows = npt.NDArray[np.int64]
+
+# A request costs the client and the service about as much as a MiB, so reads are large; but those
+# that begin are small: the first block is to be there soon.
+_PART_BYTES_FIRST = 2 << 20
+_PART_BYTES_MAX = 8 << 20
+_ROOM_S = 0.005
+# As the tier says it: a frame that has expired, and an object that is not there, which says nothing
+# about why the block is missing here.
+_REASON_OF_CODE = REASON_OF_CODE.copy()
+_REASON_OF_CODE[Code.STALE] = MissReason.EXPIRED
+_REASON_OF_CODE[Code.SKIPPED] = MissReason.HIT
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive blocks of one object.
+
+    Attributes:
+        group_keys: (blocks_per_object, 16) uint8, of all blocks of the object.
+        first: Place of the first block wanted.
+        rows: (n,) int64, the operation's rows, in order.
+    """
+
+    group_keys: npt.NDArray[np.uint8]
+    first: int
+    rows: Rows
+
+    @property
+    def last_key(self) -> bytes:
+        """What the object is named by."""
+        last: bytes = self.group_keys[-1].tobytes()
+        return last
+
+    @property
+    def keys(self) -> npt.NDArray[np.uint8]:
+        """Of the blocks wanted, (n, 16) uint8."""
+        return self.group_keys[self.first : self.first + len(self.rows)]
+
+
+class S3Fetches:
+    """What one onboard fetches from objects."""
+
+    def __init__(self, operation: Onboard, tier: S3Tier) -> None:
+        """Have fetched nothing."""
+        self._operation = operation
+        self._tier = tier
+        self._is_tried = np.zeros(len(operation.keys), np.bool_)
+        self._part_bytes = _PART_BYTES_FIRST
+        # No room was found: not asked in vain again before this time.
+        self._not_before = 0.0
+
+    def launch(self, rows: Rows) -> Rows:
+        """Begin to read rows that objects hold; returns those that none holds.
+
+        REQUIRES: the operation's lock is held.
+        """
+        rest = self._is_tried[rows]
+        if rest.all() or not self._tier.is_up():
+            return rows
+        if not self._is_looked_up(rows):
+            self._operation.postpone(rows)
+            return rows[:0]
+        found = self._tier.known.find(self._operation.keys[rows])
+        rest |= ~found.mask
+        taken = np.flatnonzero(~rest)
+        if len(taken) and time.monotonic() < self._not_before:
+            self._operation.postpone(rows[taken])
+            return rows[rest]
+        for part in self._parts(rows[taken], found.groups[taken], found.places[taken]):
+            self._begin(part)
+        return rows[rest]
+
+    def _is_looked_up(self, rows: Rows) -> bool:
+        """Have objects looked for that nobody has matched; False while a prefetch waits for that.
+
+        Somebody who is about to compute what is missing does not wait: for them there is `match`.
+        """
+        operation = self._operation
+        first = int(rows.min())
+        is_final = self._tier.look_up(operation.namespace_id, operation.keys, first, 0.0)
+        return is_final or not operation.is_prefetch
+
+    def _parts(self, rows: Rows, groups: Rows, places: Rows) -> Iterator[Part]:
+        """Cut rows where objects end, where blocks between are not wanted, and where it is much."""
+        order = np.lexsort((places, groups))
+        rows, groups, places = rows[order], groups[order], places[order]
+        begin = 0
+        for end in range(1, len(rows) + 1):
+            if (
+                end < len(rows)
+                and groups[end] == groups[begin]
+                and places[end] == places[end - 1] + 1
+                and end - begin < self._part_bytes // self._operation.block_bytes
+            ):
+                continue
+            keys = self._tier.known.keys_of(int(groups[begin]))
+            yield Part(keys, int(places[begin]), rows[begin:end])
+            self._part_bytes = min(2 * self._part_bytes, _PART_BYTES_MAX)
+            begin = end
+
+    def _begin(self, part: Part) -> None:
+        operation = self._operation
+        operation.tiers[part.rows] = TierKind.S3
+        inbound, has_slot = Inbound.reserve(
+            operation, part.rows, np.zeros(len(part.rows), np.int64)
+        )
+        if not has_slot.all():
+            self._not_before = time.monotonic() + _ROOM_S
+            inbound.give_back(operation)
+            operation.look_again(part.rows, np.zeros(len(part.rows), np.uint8))
+            return
+        tier = self._tier
+        read = tier.reads.make(len(part.rows))
+        step = Step(
+            read,
+            settle=lambda _: self._settle(read, inbound),
+            give_up=operation.give_up,
+            keep=operation.shared.dram,
+        )
+        operation.add_fetch(step)
+        operation.shared.reactor.adopt(step)
+        ends_at = min(tier.ends_at(), time.monotonic() + operation.remaining_s())
+        addresses = operation.pool.addresses(inbound.slots)
+        tier.reads.begin(read, Request(operation.namespace_id, part, addresses, ends_at))
+
+    def _settle(self, read: ObjectRead, inbound: Inbound) -> None:
+        codes, operation = read.codes(), self._operation
+        arrived = codes == Code.OK
+        missed, came = inbound.only(~arrived), inbound.only(arrived)
+        missed.give_back(operation)
+        if len(missed.rows):
+            reasons = _REASON_OF_CODE[codes[~arrived]]
+            self._is_tried[missed.rows] = True
+            operation.look_elsewhere(missed.rows, reasons)
+        came.hand_on(operation, read.checksums()[arrived], TierKind.S3)
+        operation.step_over(read)
