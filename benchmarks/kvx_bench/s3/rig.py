@@ -78,9 +78,11 @@ def present(rig: Rig, absent: list[Row]) -> Iterator[dict[str, Entrant]]:
             try:
                 found[name] = made.enter_context(rig.open(name))
             except UnavailableError as error:
-                absent.append(Row(_key_of_absent(name), note=f"not here because {error}"))
+                absent.append(absent_row(name, error))
         yield found
 
 
-def _key_of_absent(name: str) -> str:
-    return "s3" if name == KVX else f"s3.baseline.{name}"
+def absent_row(name: str, error: UnavailableError) -> Row:
+    """Return the row of a client that does not take part."""
+    key = f"s3.{name}" if name == KVX else f"s3.baseline.{name}"
+    return Row(key, note=f"not here because {error}")
