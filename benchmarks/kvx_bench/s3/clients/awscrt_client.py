@@ -64,7 +64,7 @@ class AwscrtClient:
         begun = []
         for request in requests:
             free.acquire()
-            one = s3.S3Request(client=self._client, **request)
+            one = s3.S3Request(client=self._client, region=self._place.region, **request)
             one.finished_future.add_done_callback(lambda _: free.release())
             begun.append(one.finished_future)
         for future in begun:
