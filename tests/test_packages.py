@@ -17,6 +17,8 @@ PACKAGES = ("kvx", "kvx_ext", "server/kvx_server", "benchmarks/kvx_bench")
 IMPORTED_AS = {"pyyaml": "yaml"}
 # Ships with type checkers, never imported when the code runs.
 TYPES_ONLY = {"_typeshed"}
+# Comes with extras of kvx, or is used where somebody has it for reasons of his own.
+OPTIONAL = {"obstore": "s3", "cryptography": "s3", "botocore": None}
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -58,7 +60,11 @@ def test_kvx_needs_only_what_it_declares() -> None:
     declared = {IMPORTED_AS.get(name, name) for name in names}
     used = {name for path in python_files("kvx") for name in imported(path.read_text())}
     ours = {"kvx", "kvx_ext"} | TYPES_ONLY
-    assert used - sys.stdlib_module_names - ours == declared
+    assert used - sys.stdlib_module_names - ours - set(OPTIONAL) == declared
+    extras = project["optional-dependencies"]
+    for name, extra in OPTIONAL.items():
+        assert name in used
+        assert extra is None or any(one.startswith(name) for one in extras[extra])
 
 
 def test_what_stands_on_kvx_uses_public_names() -> None:

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--endpoint", default="", metavar="URL", help="one that runs; else Ceph RGW")
     group.add_argument("--region", default="us-east-1", help="as the service calls it")
     group.add_argument("--bucket", default="", help="one that exists there; else one is made")
-    group.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time")
+    group.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests")
     matrix.add_arguments(parser)
 
 

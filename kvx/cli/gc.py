@@ -94,7 +94,8 @@ def _print_totals(console: Console, rules: SweepRules, totals: SweepTotals) -> N
             is_doomed = rules.dooms(verdict)
             note = "garbage" if is_doomed else _notes(verdict)
             table.add_row(escape(verdict), str(tally.num_objects), size(tally.size_bytes), note)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     doomed, deleted = totals.doomed, totals.deleted
     if rules.is_deleting:
         console.print(f"{deleted.num_objects} objects deleted, {size(deleted.size_bytes)}")

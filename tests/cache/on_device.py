@@ -108,6 +108,12 @@ class DeviceTransfer:
         finally:
             self._settle()
 
+    def wait_quiesced(self, timeout_s: float) -> bool:
+        """Wait until nothing moves any more, and bring back what has come."""
+        is_quiet = self._inner.wait_quiesced(timeout_s)
+        self._settle()
+        return is_quiet
+
     def poll(self) -> kvx.TransferState:
         """Return the state now."""
         self._settle()

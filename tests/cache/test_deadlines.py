@@ -288,6 +288,7 @@ def test_cancel_tells_the_truth(open_cache: Opener) -> None:
         endings[transfer.poll() is TransferState.CANCELLED] += 1
         assert not transfer.cancel()
         wait_until(lambda: sample(cache, "kvx_unsettled_jobs") == 0)
+        assert transfer.wait_quiesced(5.0)
         _check_arrived(space, result, target, first)
         space.drop(make_hashes(5, first=first))
         space.offload(

@@ -10,7 +10,7 @@ import pytest
 from kvx.cli.figures import printable, seconds
 from kvx.cli.main import main
 from tests.cache.s3.groups import SEALER, Group
-from tests.cache.s3.memory.stocking import of_version
+from tests.cache.s3.stocking import of_version
 from tests.s3.servers import Bucket
 
 KEY = bytes(range(100, 132))
@@ -134,8 +134,8 @@ def test_mistakes_are_told(
 def test_an_endpoint_where_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["gc", "s3://b", "--endpoint", "http://127.0.0.1:9", "--deadline", "0.2"]
     assert main([*arguments, "--anonymous"]) == 1
-    message = capsys.readouterr().err
-    assert "127.0.0.1:9" in message
+    # That nobody listens, or that time was up between two tries.
+    assert "kvx gc: list" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

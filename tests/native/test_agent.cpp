@@ -201,14 +201,19 @@ void test_storm(Case one, std::mt19937_64& random) {
 // Deadlines that pass while a transfer is still being begun, here or by its receiver.
 void test_hurried(Case one, std::mt19937_64& random) {
   Two two(one.link, 4 << 20);
-  const auto blocks = rows(0, 64, 64 << 10);
-  const auto ref = two.lease(blocks, kvx::kMayRead | kvx::kMayWrite);
-  const auto plan = two.plan(blocks, blocks, all_of(64));
+  const auto ref = two.lease(rows(0, 64, 64 << 10), kvx::kMayRead | kvx::kMayWrite);
+  std::vector<std::shared_ptr<const RemotePlan>> plans;
+  for (uint32_t i = 0; i < 4; ++i) {  // of different memory: they are under way at once
+    const auto blocks = rows(i * 16, 16, 64 << 10);
+    std::vector<uint32_t> indices = all_of(16);
+    for (uint32_t& index : indices) index += i * 16;
+    plans.push_back(two.plan(blocks, blocks, indices));
+  }
   for (int turn = 0; turn < 400; ++turn) {
     std::vector<std::shared_ptr<RemoteJob>> jobs;
-    for (int i = 0; i < 4; ++i) {
+    for (size_t i = 0; i < plans.size(); ++i) {
       const double deadline_s = 1e-6 * static_cast<double>(random() % 64 + 1);
-      jobs.push_back(two.submit(i != 0, one.way, ref, plan, deadline_s));
+      jobs.push_back(two.submit(i != 0, one.way, ref, plans[i], deadline_s));
     }
     for (const auto& job : jobs) CHECK(job->wait(5.0) && job->wait_quiesced(5.0));
   }

@@ -155,7 +155,7 @@ void test_refused_terms() {
   CHECK(is_refused([](kvx::LeaseTerms& terms) { terms.checksums = {1}; }));
   CHECK(is_refused([](kvx::LeaseTerms& terms) { terms.keys.resize(kvx::kKeyBytes); }));
   CHECK(is_refused([](kvx::LeaseTerms& terms) { terms.rights = 0; }));
-  CHECK(is_refused([](kvx::LeaseTerms& terms) { terms.rights = 4; }));
+  CHECK(is_refused([](kvx::LeaseTerms& terms) { terms.rights = 8; }));
   for (const double ttl_s : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN()}) {
     CHECK(is_refused([ttl_s](kvx::LeaseTerms& terms) { terms.ttl_s = ttl_s; }));
   }

@@ -3,6 +3,7 @@
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -12,6 +13,7 @@
 #include <random>
 #include <thread>
 
+#include "agent/lent_pipe.h"
 #include "stream_pairs.h"
 
 namespace {
@@ -262,6 +264,28 @@ void test_health() {
   CHECK(health.unacknowledged == 1 && health.retransmits >= 2);
 }
 
+// A process that does not ignore SIGPIPE, as most of C++ do not, outlives a peer that has left.
+void test_lending_to_nobody() {
+  const std::vector<uint8_t> block(256 << 10, 7);
+  const iovec row{const_cast<uint8_t*>(block.data()), block.size()};
+  SocketPair pair = tcp_sockets();
+  LentPipe pipe;
+  CHECK(pipe.send(pair.one.get(), {&row, 1}) > 0);
+  pair.other.reset();
+  ssize_t sent = 0;
+  for (int turn = 0; turn < 1000 && (sent >= 0 || sent == -EAGAIN); ++turn) {
+    sent = pipe.send(pair.one.get(), {&row, 1});
+    if (sent == -EAGAIN) usleep(1000);
+  }
+  CHECK(sent == -EPIPE || sent == -ECONNRESET);
+  CHECK(pipe.send(pair.one.get(), {&row, 1}) == -EPIPE);
+  sigset_t pending;
+  CHECK(sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 0);
+  sigset_t blocked;
+  CHECK(pthread_sigmask(SIG_SETMASK, nullptr, &blocked) == 0);
+  CHECK(sigismember(&blocked, SIGPIPE) == 0);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -279,6 +303,7 @@ int main(int argc, char** argv) {
   test_ends();
   test_options_of_tcp();
   test_health();
+  test_lending_to_nobody();
   std::puts("stream: ok");
   return 0;
 }

@@ -32,9 +32,7 @@ def contest_rows(rig: Rig) -> Iterator[Row]:
     yield from absent
 
 
-def _rows(
-    rig: Rig, entrants: Mapping[str, Entrant], verb: str, contest: Contest
-) -> Iterator[Row]:
+def _rows(rig: Rig, entrants: Mapping[str, Entrant], verb: str, contest: Contest) -> Iterator[Row]:
     others = sorted(set(entrants) - {KVX}, key=contest.gb_per_s, reverse=True)
     work = f"{rig.num_blocks} x {rig.size}, {rig.concurrency} at a time"
     for name in others:

@@ -131,7 +131,7 @@ class _Proxy:
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-        self._listener.setblocking(False)
+        self._listener.settimeout(0.0)
         self._connections: dict[int, tuple[_End, _Connection]] = {}
         self._due: list[tuple[float, int]] = []
         self._server = ("", 0)
@@ -185,7 +185,7 @@ class _Proxy:
             return
         for one in (client, server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            one.setblocking(False)
+            one.settimeout(0.0)
         connection = _Connection(client, server)
         for end in connection.ends:
             self._connections[end.fd] = (end, connection)

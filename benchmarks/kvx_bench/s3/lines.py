@@ -36,9 +36,7 @@ def line_rows(rig: Rig) -> Iterator[Row]:
                 name = _name(delay_ms)
                 note = f"a round trip takes {delay_ms} ms longer"
                 note += "" if delay_ms else ": what the line itself costs"
-                yield contest.row(
-                    f"s3.{verb}.{rig.size}.{name}", name, shorter, _DIRECT, note=note
-                )
+                yield contest.row(f"s3.{verb}.{rig.size}.{name}", name, shorter, _DIRECT, note=note)
                 shorter = name
 
 

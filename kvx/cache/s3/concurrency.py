@@ -33,8 +33,8 @@ class Concurrency:
         return len(self._waiting)
 
     def try_acquire(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self._waiting or self.in_flight >= self.limit:
+        """Take a slot if one is free: then nobody waits for it."""
+        if self.in_flight >= self.limit:
             return False
         self.in_flight += 1
         return True
@@ -49,7 +49,7 @@ class Concurrency:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         self._waiting[turn] = None
-        timer = loop.call_at(ends_at, self._expire, turn)
+        timer = loop.call_at(ends_at, _expire, turn)
         try:
             return await turn
         except asyncio.CancelledError:
@@ -84,8 +84,7 @@ class Concurrency:
                 self.in_flight += 1
                 turn.set_result(True)
 
-    def _expire(self, turn: asyncio.Future[bool]) -> None:
-        if not turn.done():
-            turn.set_result(False)
-            # Who ran out of time no longer stands before the others.
-            self._waiting.pop(turn, None)
+
+def _expire(turn: asyncio.Future[bool]) -> None:
+    if not turn.done():
+        turn.set_result(False)

@@ -33,7 +33,7 @@ AnswerT = TypeVar("AnswerT")
 _PAUSE_MIN_S = 0.02
 _PAUSE_MAX_S = 1.0
 _HEDGE_QUANTILE = 0.95
-_HEDGE_DELAY_MIN_S = 0.005
+_HEDGE_EXTRA_S = 0.005
 _HEDGE_SHARE = 0.05
 _HEDGES_SAVED_MAX = 4.0
 _CUT_HARD = 0.5
@@ -181,7 +181,7 @@ class Effort:
                     may_hedge=may_hedge,
                 )  # fmt: skip
             except ObjectError as error:
-                pause_s = min(_PAUSE_MAX_S, self._rng.uniform(_PAUSE_MIN_S, pause_s * 3))
+                pause_s = self._rng.uniform(_PAUSE_MIN_S, min(_PAUSE_MAX_S, pause_s * 3))
                 is_last = loop.time() + pause_s >= ends_at or not self._breaker.allow()
                 if not error.fault.is_transient or is_last:
                     raise
@@ -289,12 +289,13 @@ class Effort:
         """Return when the first request has taken longer than nearly all; None not to ask."""
         self._hedges_saved = min(_HEDGES_SAVED_MAX, self._hedges_saved + _HEDGE_SHARE)
         usual_s = first.pace.quantile(_HEDGE_QUANTILE)
-        if usual_s is None or first.passage is Passage.PROBE:
-            return None
-        return first.begun_s + max(usual_s, _HEDGE_DELAY_MIN_S)
+        return None if usual_s is None else first.begun_s + usual_s + _HEDGE_EXTRA_S
 
     def _may_hedge(self) -> bool:
-        """Take a slot and a saved hedge, if there are: nobody waits for what hedges use."""
+        """Take a slot and a saved hedge, if there are: nobody waits for what hedges use.
+
+        Probes are not hedged: while there is one, the breaker is not closed.
+        """
         is_closed = self._breaker.state is BreakerState.CLOSED
         if self._hedges_saved < 1.0 or not is_closed or not self._slots.try_acquire():
             return False

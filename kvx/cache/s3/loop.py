@@ -24,12 +24,14 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def call(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called there, soon; nothing happens once it is closed."""
+    def call(self, callback: Callable[[], object]) -> bool:
+        """Have `callback` called there, soon; False once it is closed."""
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
             _log.debug("the loop is closed: a call is not made any more")
+            return False
+        return True
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         """Run a coroutine there that nobody waits for; what it raises is logged."""
@@ -39,7 +41,8 @@ class LoopThread:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-        self.call(begin)
+        if not self.call(begin):
+            work.close()
 
     def wait(self, work: Coroutine[Any, Any, object], timeout_s: float) -> bool:
         """Run a coroutine there and wait for it; False when time was up, and it is cancelled."""

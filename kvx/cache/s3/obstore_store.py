@@ -176,11 +176,11 @@ class ObstoreStore:
             found = [
                 ObjectFacts(one["path"], one["size"], one["last_modified"].timestamp())
                 for one in page
-                if one["path"].startswith(prefix) and one["path"] > after
+                if one["path"].startswith(prefix)
             ]
             if found:
                 yield found
-            elif page and page[-1]["path"] > prefix:
+            if page and page[-1]["path"] > prefix and not page[-1]["path"].startswith(prefix):
                 return
 
     async def delete(self, names: Sequence[str]) -> None:
@@ -241,7 +241,7 @@ class ObstoreStore:
         try:
             await self.get(name, 0, 1)
         except ObjectError as reason:
-            return reason if reason.fault is not ObjectFault.RANGE else failure
+            return reason
         return failure
 
     async def _misfit(self, name: str, start: int, size_bytes: int, found: int) -> ObjectError:

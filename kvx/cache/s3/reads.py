@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,16 @@ class Reads:
         self._shared = shared
         self._tier = tier
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._reads: weakref.WeakSet[ObjectRead] = weakref.WeakSet()
+        self._is_closed = False
         # Objects that a block of was damaged once, and may be another time.
         self._suspects: set[bytes] = set()
 
     def make(self, num_blocks: int) -> ObjectRead:
         """Return a read of so many blocks that `begin` begins."""
-        return ObjectRead(num_blocks, self._stop, self._shared.reactor.ended)
+        read = ObjectRead(num_blocks, self._stop, self._shared.reactor.ended)
+        self._reads.add(read)
+        return read
 
     def begin(self, read: ObjectRead, request: Request) -> None:
         """Begin a read; its step is known by now, so its end cannot be missed."""
@@ -71,7 +76,14 @@ class Reads:
             self._tasks[read.id] = task
             task.add_done_callback(lambda _: self._tasks.pop(read.id, None))
 
-        self._tier.loop.call(start)
+        if self._is_closed or not self._tier.loop.call(start):
+            read.cancel()
+
+    def close(self) -> None:
+        """End what is under way as cancelled, and begin no more."""
+        self._is_closed = True
+        for read in list(self._reads):
+            read.cancel()
 
     def _stop(self, number: int) -> None:
         def cancel() -> None:

@@ -20,6 +20,7 @@ from kvx.cache.s3.store import DELETE_BATCH_MAX, ObjectError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvx.cache.s3.names import ObjectName
     from kvx.cache.s3.store import ObjectFacts
     from kvx.cache.s3.tier import S3Tier
 
@@ -72,10 +73,16 @@ class Tidying:
         """Serve nothing from objects that are about to go."""
         for name in names:
             parsed = parse_name(self._tier.config.prefix, name)
-            if parsed is not None:
+            if parsed is not None and self._is_as_ours(parsed):
                 key = np.frombuffer(parsed.last_key, np.uint8)[None]
                 self._tier.known.forget(key)
                 self._tier.known.note_absent(parsed.last_key)
+
+    def _is_as_ours(self, name: ObjectName) -> bool:
+        tier = self._tier
+        seal_id = b"" if tier.sealer is None else tier.sealer.id
+        is_as_wide = name.num_blocks == tier.config.blocks_per_object
+        return is_as_wide and name.seal_id == seal_id
 
     async def _list(self) -> bool:
         """Take all objects under the prefix into the ledger; False when that did not work."""

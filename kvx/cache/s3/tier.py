@@ -191,7 +191,8 @@ class S3Tier:
         return self.writing.wait_idle(timeout_s)
 
     def stop(self, timeout_s: float) -> int:
-        """Store what was offered within a bound, and no more; returns the blocks that were not."""
+        """Read no more, and store what was offered; returns the blocks that were not in time."""
+        self.reads.close()
         left = self.writing.close(timeout_s)
         if left:
             _log.warning("%d blocks were not stored in %s in time", left, self.config.bucket)

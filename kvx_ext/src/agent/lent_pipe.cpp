@@ -1,6 +1,7 @@
 #include "agent/lent_pipe.h"
 
 #include <fcntl.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <array>
@@ -30,6 +31,34 @@ size_t behind(std::span<const iovec> source, size_t skipped, std::span<iovec> ta
   return count;
 }
 
+// splice() knows no MSG_NOSIGNAL: without this a peer that has left would end every process that
+// does not ignore SIGPIPE.
+class SigpipeGuard {
+ public:
+  SigpipeGuard() {
+    sigemptyset(&only_);
+    sigaddset(&only_, SIGPIPE);
+    sigset_t pending;
+    was_pending_ = sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1;
+    (void)pthread_sigmask(SIG_BLOCK, &only_, &former_);
+  }
+  ~SigpipeGuard() { (void)pthread_sigmask(SIG_SETMASK, &former_, nullptr); }
+  SigpipeGuard(const SigpipeGuard&) = delete;
+  SigpipeGuard& operator=(const SigpipeGuard&) = delete;
+
+  // Takes back the signal of a call that failed with EPIPE, unless it is somebody else's.
+  void take_back() const {
+    const timespec none{};
+    while (!was_pending_ && sigtimedwait(&only_, nullptr, &none) < 0 && errno == EINTR) {
+    }
+  }
+
+ private:
+  sigset_t only_;
+  sigset_t former_;
+  bool was_pending_ = false;
+};
+
 }  // namespace
 
 bool LentPipe::open() {
@@ -51,6 +80,7 @@ void LentPipe::drop() {
 
 ssize_t LentPipe::send(int socket, std::span<const iovec> source) {
   if (!in_ && !open()) return -ENOTSUP;
+  const SigpipeGuard guard;
   ssize_t total = 0;
   for (;;) {
     if (held_ == 0) {
@@ -66,6 +96,7 @@ ssize_t LentPipe::send(int socket, std::span<const iovec> source) {
     if (moved < 0 && errno == EINTR) continue;
     if (moved <= 0) {
       const int error = moved == 0 ? EPIPE : errno;
+      if (error == EPIPE) guard.take_back();
       if (total > 0) return total;
       if (error != EINVAL && error != ENOSYS && error != EPERM) return -error;
       drop();

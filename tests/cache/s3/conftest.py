@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import urllib.request
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -14,11 +12,10 @@ from kvx.cache.s3.obstore_store import ObstoreStore, open_store
 from kvx.tier_config import S3TierConfig
 from tests.cache.s3.bad_server import Answer, BadServer
 from tests.cache.s3.memory_store import Bucket
+from tests.s3 import servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-Opener = "Callable[..., ObstoreStore]"
 
 
 def open_at(endpoint: str, **settings: object) -> ObstoreStore:
@@ -52,24 +49,14 @@ def answering() -> Iterator[Callable[..., BadServer]]:
         server.close()
 
 
-@pytest.fixture(scope="session")
-def moto() -> Iterator[str]:
-    """Start moto's server; return its URL."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes a second
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def bucket_settings(moto: str) -> dict[str, str]:
-    """Make a bucket; return the settings of a tier in it."""
-    name = f"kvx-{secrets.token_hex(6)}"
-    request = urllib.request.Request(f"{moto}/{name}", method="PUT")  # noqa: S310 - our own
-    with urllib.request.urlopen(request):  # noqa: S310 - our own
-        return {"endpoint": moto, "bucket": name}
+def bucket_settings(s3_bucket: servers.Bucket, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the settings of a tier in a bucket of its own, of a real server where there is one."""
+    keys = s3_bucket.service.keys
+    assert keys is not None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys.secret_key)
+    return {"endpoint": s3_bucket.service.url, "bucket": s3_bucket.name}
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class Talk:
         self._reader = reader
         self._writer = writer
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        # So that `drain` comes back when the kernel has everything. With 0 for the first a transport
+        # So that `drain` comes back when the kernel has everything. With 0 for high a transport
         # over TLS pauses while it has nothing.
         writer.transport.set_write_buffer_limits(high=1, low=0)
 

@@ -51,7 +51,8 @@ Result cuStreamWaitValue32(Stream stream, DevicePointer address, uint32_t value,
     const auto is_released = [&] {
       return static_cast<int32_t>(__atomic_load_n(word, __ATOMIC_ACQUIRE) - value) >= 0;
     };
-    while (!is_released() && !is_lost(sim, running)) pause(lock, &length);
+    // Once the context is lost its owner may free the word.
+    while (!is_lost(sim, running) && !is_released()) pause(lock, &length);
     running.clock.join(sim.races.seen(address));
   };
   sim.races.words.try_emplace(address);

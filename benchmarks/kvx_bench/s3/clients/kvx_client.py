@@ -71,6 +71,4 @@ class KvxClient:
 
 def hashes_of(prompt: int, num_blocks: int) -> npt.NDArray[np.uint8]:
     """Return (num_blocks, 32) uint8: those of a longer prompt begin with those of a shorter one."""
-    return np.random.default_rng(prompt).integers(
-        0, 256, (num_blocks, _HASH_BYTES), dtype=np.uint8
-    )
+    return np.random.default_rng(prompt).integers(0, 256, (num_blocks, _HASH_BYTES), dtype=np.uint8)

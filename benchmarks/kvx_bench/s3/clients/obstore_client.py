@@ -48,7 +48,7 @@ class ObstoreClient:
 
         async def one(number: int) -> None:
             answer = await obstore.get_async(self._store, self._place.name(prompt, number))
-            target[number] = np.frombuffer(await answer.bytes_async(), np.uint8)
+            target[number] = np.frombuffer(memoryview(await answer.bytes_async()), np.uint8)
 
         self._each(len(target), one)
 

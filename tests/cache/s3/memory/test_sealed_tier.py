@@ -12,7 +12,7 @@ from tests.cache.s3.memory.test_tier import bring, store
 
 if TYPE_CHECKING:
     from tests.cache.s3.memory.conftest import Opener
-    from tests.cache.s3.memory.store import Bucket
+    from tests.cache.s3.memory_store import Bucket
 
 COUNT = 2 * WIDTH
 WAYS = ({}, {"seal_key_env": "OUR_SEAL"}, {"seal_key_env": "THEIR_SEAL"})
@@ -46,4 +46,6 @@ def test_who_came_first_hinders_nobody(bucket: Bucket, open_s3_cache: Opener) ->
         store(*open_s3_cache(**way), COUNT)
     assert len(bucket.names()) == 3 * 2
     for way in WAYS:
-        assert bring(open_s3_cache(**way)[1], COUNT).num_blocks == COUNT
+        _, space = open_s3_cache(**way)
+        assert space.match(make_hashes(COUNT), wait_s=5.0).num_blocks == COUNT
+        assert bring(space, COUNT).num_blocks == COUNT

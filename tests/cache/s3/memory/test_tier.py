@@ -185,6 +185,23 @@ def test_a_deadline_of_the_caller_leaves_nothing_behind(
     assert bring(other, 8).num_blocks == 8
 
 
+def test_closing_ends_what_is_under_way(bucket: Bucket, open_s3_cache: Opener) -> None:
+    ours, space = open_s3_cache()
+    store(ours, space, 8)
+    cache, other = open_s3_cache(deadline_s=60.0)
+    assert other.match(make_hashes(8), wait_s=5.0).num_blocks == 8
+    bucket.is_frozen = True
+    target = np.zeros((8, BLOCK_BYTES), np.uint8)
+    transfer = other.onboard(make_hashes(8), target, deadline_s=60.0)
+    other.offload(make_hashes(4, first=50), make_blocks(4, first=50)).wait()
+    report = cache.close(1.0)
+    assert report.unstored_blocks == 4
+    with pytest.raises(kvx.TransferCancelled):
+        transfer.wait(5.0)
+    assert not target.any()
+    bucket.is_frozen = False
+
+
 def test_what_left_dram_is_read_back_from_nvme_to_be_stored(
     open_s3_cache: Opener, tmp_path: Path
 ) -> None:

@@ -10,8 +10,8 @@ from kvx.cache.s3.seal import Sealer
 from kvx.cache.s3.store import ObjectFacts
 from kvx.errors import CorruptBlock
 from tests.cache.s3.groups import NOW_S, SEALER, Group
-from tests.cache.s3.memory.stocking import inventory_of, put, put_group
-from tests.cache.s3.memory.store import Bucket, MemoryStore
+from tests.cache.s3.memory_store import Bucket, MemoryStore
+from tests.cache.s3.stocking import inventory_of, put, put_group
 
 
 def test_objects_are_counted_by_namespace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from kvx.cache.s3.inventory import Inventory
 from kvx.config import BreakerConfig
 from kvx.metrics import Registry
 from tests.cache.s3.groups import NOW_S, Group, with_crc
-from tests.cache.s3.memory.store import Bucket
+from tests.cache.s3.memory_store import Bucket
 
 
 def inventory_of(store: object, **settings: object) -> Inventory:

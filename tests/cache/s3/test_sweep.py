@@ -12,8 +12,8 @@ from kvx.cache.s3.inventory import Finding, Verdict
 from kvx.cache.s3.store import DELETE_BATCH_MAX, ObjectError, ObjectFacts, ObjectFault
 from kvx.cache.s3.sweep import SweepRules, SweepTotals, sweep
 from tests.cache.s3.groups import NOW_S, SEALER, Group
-from tests.cache.s3.memory.stocking import inventory_of, of_version, put, put_group
-from tests.cache.s3.memory.store import Bucket, MemoryStore
+from tests.cache.s3.memory_store import Bucket, MemoryStore
+from tests.cache.s3.stocking import inventory_of, of_version, put, put_group
 
 MANY = 30_000
 
