@@ -32,6 +32,7 @@ class Rig:
         num_blocks: Of a prompt.
         block_bytes: Of a block.
         rounds: How often everybody is measured.
+        is_quick: Whether what takes longest is left out.
     """
 
     bucket: Bucket
@@ -39,6 +40,7 @@ class Rig:
     num_blocks: int
     block_bytes: int
     rounds: int
+    is_quick: bool = False
 
     @property
     def num_bytes(self) -> int:
