@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 2 << 20
 _BLOCKS, _BLOCKS_QUICK = 256, 24
-_LONG_PROMPT, _LONG_PROMPT_QUICK = 512, 64
-_ROUNDS, _ROUNDS_QUICK = 5, 3
+_LONG_PROMPT, _LONG_PROMPT_QUICK = 512, 32
+_ROUNDS, _ROUNDS_QUICK = 5, 2
 _SERVER_BYTES = 8 << 30
 
 
@@ -56,6 +56,7 @@ class S3Case:
                 _BLOCKS_QUICK if is_quick else _BLOCKS,
                 _BLOCK_BYTES,
                 _ROUNDS_QUICK if is_quick else _ROUNDS,
+                is_quick,
             )
             yield Row("s3.server", note=f"{service.software} at {service.url}")
             yield from contest_rows(rig)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvx_bench.s3.rig import KVX, Rig, present
+from kvx.errors import UnavailableError
+from kvx_bench.s3.rig import KVX, Rig, absent_row, present
 from kvx_bench.transfer.contest import Contest, hold
 
 if TYPE_CHECKING:
@@ -18,8 +19,12 @@ def contest_rows(rig: Rig) -> Iterator[Row]:
     """Yield a row a client for gets, and for puts; baselines first."""
     absent: list[Row] = []
     with present(rig, absent) as entrants:
-        for _, entrant in sorted(entrants.items(), key=lambda one: one[0] == KVX):
-            entrant.store()
+        for name, entrant in tuple(entrants.items()):
+            try:
+                entrant.store()
+            except UnavailableError as error:
+                absent.append(absent_row(name, error))
+                del entrants[name]
         gets = {name: entrant.get for name, entrant in entrants.items()}
         yield from _rows(rig, entrants, "get", hold(gets, rig.num_bytes, rounds=rig.rounds))
         puts = {name: entrant.put for name, entrant in entrants.items()}

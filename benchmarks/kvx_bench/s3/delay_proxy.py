@@ -93,6 +93,7 @@ class _Connection:
         self.ends = (_End(client), _End(server))
         self._up, self._down = _Way(*self.ends), _Way(*self.ends[::-1])
         self._is_new = self._is_turn = True
+        self._is_ending = False
 
     def pump(self, delay_s: float) -> float | None:
         """Move what can be moved; returns when to try again by itself, if at all.
@@ -110,8 +111,11 @@ class _Connection:
             self._is_turn = self._is_turn or answered > 0
             if not taken + given + answered + self._down.give():
                 break
-        if self._down.is_over() or (self._up.is_over() and self._is_turn):
-            raise ConnectionResetError("one side has ended, and all of it is delivered")
+        if self._down.is_over():
+            raise ConnectionResetError("the server has ended, and all of it is delivered")
+        if self._up.is_over() and not self._is_ending:
+            self._is_ending = True
+            self.ends[1].line.shutdown(socket.SHUT_WR)
         return self._up.released_at if self._up.released_at > time.monotonic() else None
 
     def close(self) -> None:

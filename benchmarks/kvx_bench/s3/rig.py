@@ -32,6 +32,7 @@ class Rig:
         num_blocks: Of a prompt.
         block_bytes: Of a block.
         rounds: How often everybody is measured.
+        is_quick: Whether what takes longest is left out.
     """
 
     bucket: Bucket
@@ -39,6 +40,7 @@ class Rig:
     num_blocks: int
     block_bytes: int
     rounds: int
+    is_quick: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -78,9 +80,11 @@ def present(rig: Rig, absent: list[Row]) -> Iterator[dict[str, Entrant]]:
             try:
                 found[name] = made.enter_context(rig.open(name))
             except UnavailableError as error:
-                absent.append(Row(_key_of_absent(name), note=f"not here because {error}"))
+                absent.append(absent_row(name, error))
         yield found
 
 
-def _key_of_absent(name: str) -> str:
-    return "s3" if name == KVX else f"s3.baseline.{name}"
+def absent_row(name: str, error: UnavailableError) -> Row:
+    """Return the row of a client that does not take part."""
+    key = f"s3.{name}" if name == KVX else f"s3.baseline.{name}"
+    return Row(key, note=f"not here because {error}")

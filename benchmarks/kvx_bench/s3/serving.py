@@ -21,11 +21,12 @@ _DEADLINE_S = 60.0
 _strangers = np.random.default_rng()
 
 
-def hold(client: KvxClient, far: int, near: int, blocks: npt.NDArray[np.uint8]) -> None:
-    """Leave one prompt in the bucket alone, and another one in the tiers of this host too."""
-    client.put(far, blocks)
-    client.prepare()
-    client.put(near, blocks)
+def keep(client: KvxClient, prompt: int, blocks: npt.NDArray[np.uint8]) -> None:
+    """Leave a prompt in the tiers of this host, whatever becomes of it in the bucket."""
+    hashes = hashes_of(prompt, len(blocks))
+    result = client.space.offload(hashes, blocks, deadline_s=_DEADLINE_S).wait()
+    assert result.num_blocks == len(blocks), "everything was taken"
+    client.cache.flush(_DEADLINE_S)
 
 
 def serve(

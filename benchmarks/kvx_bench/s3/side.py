@@ -16,7 +16,7 @@ from kvx_bench.copying import prefaulted
 from kvx_bench.row import timed
 from kvx_bench.s3.clients.client import Client, Place, open_client
 from kvx_bench.s3.clients.kvx_client import KvxClient
-from kvx_bench.s3.serving import ask_far, hold, serve
+from kvx_bench.s3.serving import ask_far, keep, serve
 from kvx_bench.transfer.pattern import CLEARED, Pattern
 
 _LOOK_S = 0.0002
@@ -58,9 +58,9 @@ class Side:
     def _of_a_cache(self, request: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(self._client, KvxClient), "nobody else keeps anything"
         match request["do"]:
-            case "hold":
-                self._pattern(request["near"]).fill(self._blocks)
-                hold(self._client, request["far"], request["near"], self._blocks)
+            case "keep":
+                self._pattern(request["prompt"]).fill(self._blocks)
+                keep(self._client, request["prompt"], self._blocks)
                 return {}
             case "serve":
                 answer = serve(self._client, request["prompt"], self._blocks, request["seconds"])

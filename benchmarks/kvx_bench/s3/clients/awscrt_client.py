@@ -64,7 +64,7 @@ class AwscrtClient:
         begun = []
         for request in requests:
             free.acquire()
-            one = s3.S3Request(client=self._client, **request)
+            one = s3.S3Request(client=self._client, region=self._place.region, **request)
             one.finished_future.add_done_callback(lambda _: free.release())
             begun.append(one.finished_future)
         for future in begun:
@@ -85,6 +85,13 @@ class BlockStream:
         target[:count] = self._bytes[self._at : self._at + count]
         self._at += count
         return count
+
+    def read(self, size: int = -1) -> bytes:
+        """Return a copy of what comes next: awscrt asks for this verb, and uses the other one."""
+        left = self._bytes[self._at :]
+        found = bytes(left if size < 0 else left[:size])
+        self._at += len(found)
+        return found
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go somewhere else: what is tried again begins again."""

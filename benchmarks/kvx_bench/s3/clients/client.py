@@ -35,6 +35,7 @@ class Place:
         capacity_bytes: Of what a cache may keep in host memory.
         folder: For files of a cache; empty for a cache without files.
         deadline_s: Of a cache's calls. Long: what is measured is how fast they are.
+        breaker_failures: After how many in a row a cache leaves the bucket alone.
     """
 
     url: str
@@ -46,6 +47,7 @@ class Place:
     capacity_bytes: int
     folder: str = ""
     deadline_s: float = 120.0
+    breaker_failures: int = 3
 
     @property
     def authority(self) -> str:

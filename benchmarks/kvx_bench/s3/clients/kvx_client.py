@@ -40,7 +40,9 @@ class KvxClient:
                 "max_pending": 4 * place.capacity_bytes,
             }
         )  # fmt: skip
-        self.cache = kvx.TieredCache.open({"tiers": tiers})
+        self.cache = kvx.TieredCache.open(
+            {"tiers": tiers, "breaker": {"failures": place.breaker_failures}}
+        )
         self.space = self.cache.namespace(
             model="bench", dtype="uint8", block_bytes=place.block_bytes
         )
