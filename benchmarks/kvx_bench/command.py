@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("name", choices=[*CASES, "all"], help="which benchmark")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes: within 20 s")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes: within 20 s, s3 40 s")
     parser.add_argument("--path", type=Path, help="directory on the disk to measure")
     parser.add_argument("--threads", type=int, help="copy threads; one a CPU by default")
     parser.add_argument(
