@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # that begin are small: the first block is to be there soon.
 _PART_BYTES_FIRST = 2 << 20
 _PART_BYTES_MAX = 8 << 20
+# Of as much as that the first block is brought before all others.
+_ALONE_BYTES = 32 << 20
 _ROOM_S = 0.005
 # As the tier says it: a frame that has expired, and an object that is not there, which says nothing
 # about why the block is missing here.
@@ -78,6 +80,8 @@ class S3Fetches:
         self._tier = tier
         self._is_tried = np.zeros(len(operation.keys), np.bool_)
         self._part_bytes = _PART_BYTES_FIRST
+        self._has_begun = False
+        self._first: ObjectRead | None = None
         # No room was found: not asked in vain again before this time.
         self._not_before = 0.0
 
@@ -98,9 +102,25 @@ class S3Fetches:
         if len(taken) and time.monotonic() < self._not_before:
             self._operation.postpone(rows[taken])
             return rows[rest]
+        taken = self._ahead(rows, taken)
         for part in self._parts(rows[taken], found.groups[taken], found.places[taken]):
             self._begin(part)
         return rows[rest]
+
+    def _ahead(self, rows: Rows, taken: Rows) -> Rows:
+        """Return which of the places `taken` in `rows` to read now; of many, the first one alone.
+
+        Beside others it would share the line with them, and come no sooner than they do.
+        """
+        if self._first is not None and not self._first.is_terminal():
+            self._operation.postpone(rows[taken])
+            return taken[:0]
+        is_much = len(taken) * self._operation.block_bytes >= _ALONE_BYTES
+        if self._has_begun or not is_much:
+            return taken
+        first = taken[int(np.argmin(rows[taken]))]
+        self._operation.postpone(rows[taken[taken != first]])
+        return np.array([first], np.int64)
 
     def _is_looked_up(self, rows: Rows) -> bool:
         """Have objects looked for that nobody has matched; False while a prefetch waits for that.
@@ -143,6 +163,8 @@ class S3Fetches:
             return
         tier = self._tier
         read = tier.reads.make(len(part.rows))
+        if not self._has_begun:
+            self._has_begun, self._first = True, read
         step = Step(
             read,
             settle=lambda _: self._settle(read, inbound),

@@ -185,6 +185,25 @@ def test_a_deadline_of_the_caller_leaves_nothing_behind(
     assert bring(other, 8).num_blocks == 8
 
 
+def test_of_many_blocks_the_first_comes_before_all_others(
+    bucket: Bucket, open_s3_cache: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvx.cache.s3.fetching._ALONE_BYTES", 8 * BLOCK_BYTES)
+    ours, space = open_s3_cache()
+    store(ours, space, 32)
+    _, other = open_s3_cache()
+    assert other.match(make_hashes(32), wait_s=5.0).num_blocks == 32
+    bucket.is_frozen = True
+    target = np.zeros((32, BLOCK_BYTES), np.uint8)
+    transfer = other.onboard(make_hashes(32), target)
+    assert eventually(lambda: bucket.calls["get"] > 0)
+    assert not transfer.wait_finished(0.05)
+    assert bucket.calls["get"] == 1
+    bucket.is_frozen = False
+    assert transfer.wait().num_blocks == 32
+    assert (target == make_blocks(32)).all()
+
+
 def test_closing_ends_what_is_under_way(bucket: Bucket, open_s3_cache: Opener) -> None:
     ours, space = open_s3_cache()
     store(ours, space, 8)
