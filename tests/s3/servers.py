@@ -163,5 +163,5 @@ def moto_bucket(moto_endpoint: Service) -> Iterator[Bucket]:
 
 
 def what_answered(config: pytest.Config) -> str:
-    """Return which server `s3_endpoint` was in this session; empty when nobody asked."""
+    """Return which server `s3_endpoint` was in this run; empty when nobody asked."""
     return config.stash.get(_ANSWERED, "")

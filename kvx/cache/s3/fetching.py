@@ -50,25 +50,16 @@ class Part:
     """Consecutive blocks of one object.
 
     Attributes:
-        group_keys: (blocks_per_object, 16) uint8, of all blocks of the object.
+        last_key: What the object is named by.
         first: Place of the first block wanted.
         rows: (n,) int64, the operation's rows, in order.
+        keys: (n, 16) uint8, of the blocks wanted.
     """
 
-    group_keys: npt.NDArray[np.uint8]
+    last_key: bytes
     first: int
     rows: Rows
-
-    @property
-    def last_key(self) -> bytes:
-        """What the object is named by."""
-        last: bytes = self.group_keys[-1].tobytes()
-        return last
-
-    @property
-    def keys(self) -> npt.NDArray[np.uint8]:
-        """Of the blocks wanted, (n, 16) uint8."""
-        return self.group_keys[self.first : self.first + len(self.rows)]
+    keys: npt.NDArray[np.uint8]
 
 
 class S3Fetches:
@@ -145,8 +136,13 @@ class S3Fetches:
                 and end - begin < self._part_bytes // self._operation.block_bytes
             ):
                 continue
-            keys = self._tier.known.keys_of(int(groups[begin]))
-            yield Part(keys, int(places[begin]), rows[begin:end])
+            group_keys = self._tier.known.keys_of(int(groups[begin]))
+            wanted = self._operation.keys[rows[begin:end]]
+            if np.array_equal(group_keys[places[begin:end]], wanted):
+                last_key = group_keys[-1].tobytes()
+                yield Part(last_key, int(places[begin]), rows[begin:end], wanted)
+            else:  # the group's number was given to another one since it was found
+                self._operation.postpone(rows[begin:end])
             self._part_bytes = min(2 * self._part_bytes, _PART_BYTES_MAX)
             begin = end
 

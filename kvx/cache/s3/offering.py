@@ -52,9 +52,7 @@ def offer_groups(
         has_arrived = np.ones(num_groups * width, np.bool_)
         is_hit = (result.reasons == MissReason.HIT)[: num_groups * width - len(open_hashes)]
         has_arrived[len(open_hashes) :] = is_hit
-        for group in np.flatnonzero(has_arrived.reshape(-1, width).all(axis=1)).tolist():
-            tier.writing.offer(
-                space.namespace_id, first_block + group * width, groups[group : group + 1]
-            )
+        whole = np.flatnonzero(has_arrived.reshape(-1, width).all(axis=1))
+        tier.writing.offer(space.namespace_id, first_block + whole * width, groups[whole])
 
     transfer.add_done_callback(offer)

@@ -52,7 +52,7 @@ class Tidying:
                 await asyncio.sleep(_TURN_S)
 
     async def delete(self, names: list[str], reason: str) -> None:
-        """Delete objects, and forget them; those that could not be are tried again later."""
+        """Delete objects, and forget them; what the ledger keeps is tried again if that fails."""
         tier = self._tier
         for start in range(0, len(names), DELETE_BATCH_MAX):
             batch = names[start : start + DELETE_BATCH_MAX]

@@ -73,13 +73,14 @@ class Writing:
         # Bodies of objects that were stored, to be filled again: new memory costs more than copies.
         self._spare: list[npt.NDArray[np.uint8]] = []
 
-    def offer(self, namespace_id: int, first_block: int, keys: Keys) -> None:
+    def offer(self, namespace_id: int, places: npt.NDArray[np.int64], keys: Keys) -> None:
         """Take groups to be stored, those that are worth it.
 
         Args:
             namespace_id: Their namespace.
-            first_block: Place of the first block in its prompt, a multiple of blocks_per_object.
-            keys: (g, blocks_per_object, 16) uint8 of consecutive groups.
+            places: (g,) int64 places of their first blocks in the prompt, multiples of
+                blocks_per_object.
+            keys: (g, blocks_per_object, 16) uint8.
         """
         if self._is_closed or not len(keys):
             return
@@ -87,7 +88,6 @@ class Writing:
         width = tier.config.blocks_per_object
         is_known = tier.known.has(keys[:, -1])
         tier.instruments.note_groups("exists", int(is_known.sum()))
-        places = first_block + np.arange(len(keys)) * width
         worth = ~is_known & (places + width >= tier.config.admission.min_prefix_blocks)
         worth[worth] = self._admission.accept(np.ascontiguousarray(keys[worth, -1]), 0)
         tier.instruments.note_groups("rejected", int((~worth & ~is_known).sum()))
@@ -135,6 +135,8 @@ class Writing:
             self._tier.instruments.note_groups(outcome, 1)
             with self._idle:
                 self.pending_bytes -= self._pending.pop(name)
+                if not self._pending:
+                    self._spare.clear()
                 self._idle.notify_all()
 
     async def _try_store(self, group: Group) -> str:
