@@ -62,15 +62,15 @@ class KnownObjects:
         # Block key -> group * width + place. A stale entry is told by the keys of its group.
         self._blocks = KeyTable(objects_max * blocks_per_object)
         self._keys = np.zeros((_GROUPS_FIRST, blocks_per_object, 16), np.uint8)
-        self._namespace_ids = np.full(_GROUPS_FIRST, -1, np.int32)
+        self._is_stored = np.zeros(_GROUPS_FIRST, np.bool_)
         self._next = 0  # groups are reused in turn
         self._absent: OrderedDict[bytes, float] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return the number of groups that were added and not replaced, forgotten ones included."""
-        return int((self._namespace_ids >= 0).sum())
+        """Return the number of groups that are known to be stored."""
+        return int(self._is_stored.sum())
 
-    def add(self, namespace_id: int, keys: npt.NDArray[np.uint8]) -> None:
+    def add(self, keys: npt.NDArray[np.uint8]) -> None:
         """Note that objects hold groups of blocks: (g, blocks_per_object, 16) uint8 keys."""
         fresh = ~self.has(keys[:, -1])
         with self._lock:
@@ -79,7 +79,7 @@ class KnownObjects:
             for group_keys in keys[fresh]:
                 group = self._take_group()
                 self._keys[group] = group_keys
-                self._namespace_ids[group] = namespace_id
+                self._is_stored[group] = True
                 first = np.uint64(group * self._width)
                 self._blocks.put(group_keys, first + np.arange(self._width, dtype=np.uint64))
 
@@ -90,7 +90,7 @@ class KnownObjects:
         places = (values % np.uint64(self._width)).astype(np.int64)
         groups[~mask] = 0
         mask &= (self._keys[groups, places] == keys).all(axis=1)
-        mask &= self._namespace_ids[groups] >= 0
+        mask &= self._is_stored[groups]
         return Places(mask, groups, places)
 
     def has(self, last_keys: Keys) -> Mask:
@@ -104,10 +104,6 @@ class KnownObjects:
         keys: Keys = self._keys[group]
         return keys.copy()
 
-    def namespace_of(self, group: int) -> int:
-        """Return the number of the namespace of a group that was just found."""
-        return int(self._namespace_ids[group])
-
     def forget(self, keys: Keys) -> list[bytes]:
         """Forget the objects that hold blocks; returns the last keys of their groups."""
         found = self.find(keys)
@@ -116,7 +112,7 @@ class KnownObjects:
             names = [self._keys[group, -1].tobytes() for group in groups]
             for group in groups:
                 self._blocks.remove(self._keys[group])
-                self._namespace_ids[group] = -1
+                self._is_stored[group] = False
         return names
 
     def note_absent(self, last_key: bytes) -> None:
@@ -141,7 +137,7 @@ class KnownObjects:
                 self._keys = np.concatenate(
                     [self._keys, np.zeros((more, self._width, 16), np.uint8)]
                 )
-                self._namespace_ids = np.append(self._namespace_ids, np.full(more, -1, np.int32))
+                self._is_stored = np.append(self._is_stored, np.zeros(more, np.bool_))
             else:
                 self._next = 0
         group, self._next = self._next, self._next + 1

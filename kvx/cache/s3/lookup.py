@@ -83,10 +83,10 @@ class Lookups:
                 if is_stored is None:
                     # The service does not say: what was found so far stands, the rest is open.
                     tier.instruments.note_lookup("failed")
-                    tier.known.add(namespace_id, groups[begin : search.num_stored])
+                    tier.known.add(groups[begin : search.num_stored])
                     return
                 search.note(group, is_stored=is_stored)
-        tier.known.add(namespace_id, groups[begin : search.num_stored])
+        tier.known.add(groups[begin : search.num_stored])
         if search.num_stored < len(groups):
             tier.known.note_absent(groups[search.num_stored, -1].tobytes())
         tier.instruments.note_lookup("found" if search.num_stored > begin else "absent")

@@ -166,7 +166,7 @@ class Writing:
             self._spare.append(body)
             tier.instruments.note_stored(len(body))
             tier.ledger.stored(name, len(body), time.time())
-        tier.known.add(group.namespace_id, group.keys[None])
+        tier.known.add(group.keys[None])
         return outcome
 
     async def _body(self, group: Group) -> npt.NDArray[np.uint8] | None:

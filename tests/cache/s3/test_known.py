@@ -68,7 +68,7 @@ def test_known_objects_against_a_model() -> None:
             group = chance.randrange(40)
             match chance.randrange(5):
                 case 0 | 1:
-                    known.add(7, keys_of(group)[None])
+                    known.add(keys_of(group)[None])
                     stored.add(group)
                     absent.pop(group, None)
                 case 2:
@@ -88,7 +88,6 @@ def test_known_objects_against_a_model() -> None:
                 assert found.places[row] == row % WIDTH
                 held = known.keys_of(int(found.groups[row]))
                 assert (held == keys_of(row // WIDTH)).all()
-                assert known.namespace_of(int(found.groups[row])) == 7
             last = [keys_of(one)[-1].tobytes() for one in range(40)]
             assert known.is_absent(last) == [absent.get(one, 0.0) > now[0] for one in range(40)]
 
@@ -96,7 +95,7 @@ def test_known_objects_against_a_model() -> None:
 def test_known_objects_are_bounded_and_the_oldest_go() -> None:
     known = KnownObjects(WIDTH, 1000, 10.0)
     for group in range(3000):
-        known.add(1, keys_of(group)[None])
+        known.add(keys_of(group)[None])
     has = known.has(np.stack([keys_of(group)[-1] for group in range(3000)]))
     assert len(known) <= 1000
     assert has[-500:].all()
