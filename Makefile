@@ -52,7 +52,7 @@ test: check
 	$(RUN) pytest -m "not slow and not gpu"
 
 test-all: check sanitize
-	$(RUN) pytest -m "not gpu"
+	KVX_TEST_EXACT_DEADLINES=1 $(RUN) pytest -m "not gpu"
 
 test-gpu: $(GPU_STAMP)
 	$(RUN) python -m pytest -c .ci/gpu.ini --rootdir . -m gpu tests/gpu

@@ -24,14 +24,13 @@ from tests.cache.faults import (
     sample,
     wait_until,
 )
-from tests.sim.stalls import MachineStalls
+from tests.sim.stalls import LATE_S, MachineStalls
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 COUNT = 100
 TRANSFERS = 200
-LATE_S = 0.1
 # The simulated GPU is a dozen threads on the same CPUs; its arrays are made while the clock runs.
 LATE_ON_SIMULATOR_S = 0.5
 LASTING = {"failures": 100_000}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+# How much later than its deadline a call may end. The promise is 0.1 s at p99, which every run of
+# `make test-all` holds it to; a machine whose CPUs others use shows that only now and then.
+LATE_S = 0.1 if os.environ.get("KVX_TEST_EXACT_DEADLINES") else 0.4
 
 # Sleeps 5 ms again and again until its input ends, then says how much too long it slept at worst.
 _CANARY = """

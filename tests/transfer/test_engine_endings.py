@@ -9,7 +9,7 @@ import pytest
 
 from kvx.errors import TransferCancelled
 from kvx_ext import _core
-from tests.sim.stalls import MachineStalls
+from tests.sim.stalls import LATE_S, MachineStalls
 from tests.transfer.slots import (
     CANCELLED,
     LONG_S,
@@ -37,7 +37,7 @@ def test_a_deadline_ends_a_hung_copy_and_quarantines_its_memory(
     )
     assert job.wait(LONG_S)
     assert job.state() == "timed_out"
-    assert 0.1 <= job.elapsed_s < 0.2
+    assert 0.1 <= job.elapsed_s < 0.1 + LATE_S
     assert job.codes().tolist() == [OK, OK, TIMEOUT] + [SKIPPED] * 5
     assert not job.is_quiesced()
     assert (engine.quarantined_jobs(), engine.quarantined_bytes()) == (1, 8 * 4096)
@@ -121,7 +121,7 @@ def test_a_thousand_hung_deadlines_are_met_within_100_ms(
         expect(job, "timed_out", TIMEOUT)
     late_s = np.array([job.elapsed_s for job in jobs]) - wanted
     assert late_s.min() > -0.001  # two clocks are read
-    assert np.percentile(late_s, 99) - stalls.stop() < 0.1
+    assert np.percentile(late_s, 99) - stalls.stop() < LATE_S
     assert engine.quarantined_jobs() == 1000
     faults.clear()
     assert all(job.wait_quiesced(LONG_S) for job in jobs)
@@ -143,7 +143,7 @@ def test_giving_up_a_huge_job_delays_no_other_deadline(
     huge = engine.write(fds, offsets, addresses, lengths, none, 0.1)
     small = engine.write(fds[:1], offsets[:1], addresses[:1], lengths[:1], none, 0.11)
     expect(small, "timed_out", TIMEOUT)
-    assert small.elapsed_s < 0.21
+    assert small.elapsed_s < 0.11 + LATE_S
     expect(huge, "timed_out", TIMEOUT)
     assert huge.wait_quiesced(LONG_S)
     engine.close_file(fd)
@@ -193,7 +193,7 @@ def test_close_is_bounded_and_reports_what_it_abandoned(
             np.full(4, fd, np.int32), offsets, slots.addresses, lengths, none, LONG_S
         )
     closed_in_s = seconds(lambda: engine.close(0.3))
-    assert 0.25 < closed_in_s < 0.8
+    assert 0.25 < closed_in_s < 0.4 + LATE_S
     assert engine.close(9.0) == {
         "cancelled_jobs": 1, "abandoned_jobs": 1, "abandoned_bytes": 4 * 4096,
     }  # fmt: skip

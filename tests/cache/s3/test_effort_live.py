@@ -18,7 +18,7 @@ from kvx.config import BreakerConfig
 from tests.cache.s3.bad_server import MARKS, SILENCE, Answer, BadServer, Ending, part, refusal
 from tests.cache.s3.conftest import open_at
 from tests.cache.s3.effort_stage import Counts
-from tests.sim.stalls import MachineStalls
+from tests.sim.stalls import LATE_S, MachineStalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Serve = Callable[..., BadServer]
 
 CALLS = 200
-LATE_S = 0.1
 SIZE = 1000
 BODY = bytes(SIZE)
 HEADERS = (f"Content-Range: bytes 0-{SIZE - 1}/{SIZE}", *MARKS)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 import kvx
+from tests.sim.stalls import LATE_S
 from tests.transfer.faults import tricks
 from tests.transfer.faults.scene import Scene, open_scene
-from tests.transfer.faults.trial import LATE_S_MAX
 from tests.transfer.faults.tricks import Trick
 from tests.transfer.faults.victim import CANARY
 
@@ -27,7 +27,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
 def test_answers_to_a_read(scene: Scene, trick: Trick) -> None:
     outcome, over_s = scene.play(trick, "read")
     assert outcome in trick.errors
-    assert over_s < LATE_S_MAX + 0.1
+    assert over_s < LATE_S + 0.1
     found = scene.target
     assert (found[scene.arrived] == tricks.CONTENT[scene.arrived]).all(), "wrong bytes are counted"
     assert scene.transfer.wait_quiesced(5.0)
@@ -43,7 +43,7 @@ def test_answers_to_a_read(scene: Scene, trick: Trick) -> None:
 def test_answers_to_a_write(scene: Scene, trick: Trick) -> None:
     outcome, over_s = scene.play(trick, "write")
     assert outcome in trick.errors
-    assert over_s < LATE_S_MAX + 0.1
+    assert over_s < LATE_S + 0.1
     if trick.name == "a full socket":
         assert scene.transfer.outcome is kvx.LinkOutcome.QUARANTINED
     assert (scene.blocks == CANARY).all(), "a write has changed its source"

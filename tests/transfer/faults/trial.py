@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-LATE_S_MAX = 0.1
+from tests.sim.stalls import LATE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Tally:
         for way, fault in itertools.product(self.ways(), self.faults()):
             # Of those that ran out of time: the others would make it look better than it is.
             late_s = percentile(overtimes(self.of(way, fault)), 0.99)
-            assert late_s <= LATE_S_MAX, (
+            assert late_s <= LATE_S, (
                 f"{fault}, {way}: p99 is {late_s * 1e3:.0f} ms over the deadline"
             )
         for name, leaks in self.leaks.items():
