@@ -204,7 +204,7 @@ class Ceph:
                 )
                 what = what or f"RGW is silent after {_READY_S:g} s"
                 raise UnavailableError(f"Ceph did not start: {what}; {self._last_words()}")
-            time.sleep(_ASK_S)
+            time.sleep(_ASK_S)  # it tells nobody when it begins to listen
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection(self._host, _PORT, timeout=5)

@@ -95,7 +95,7 @@ class Side:
         began = time.perf_counter()
         bringing.start()
         while word[0] != awaited and bringing.is_alive():
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # memory does not tell; so short that it does not show
         first_s = time.perf_counter() - began
         bringing.join()
         whole_s = time.perf_counter() - began

@@ -66,7 +66,7 @@ def idle_rows(pairs: KvxPairs, limits: Limits, seconds: float) -> Iterator[Row]:
     }
     clocks |= {f"transfer.baseline.{one.name}.idle": one.cpu_s for one in limits.nixl}
     before = {key: clock() for key, clock in clocks.items()}
-    time.sleep(seconds)
+    time.sleep(seconds)  # what is measured: nothing happens
     for key, clock in clocks.items():
         share = (clock() - before[key]) / seconds
         yield Row(key, cpu_share=share, note=f"{100 * share:.3f} % of a CPU, both processes")

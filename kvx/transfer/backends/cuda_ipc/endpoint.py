@@ -167,7 +167,7 @@ class CudaIpcEndpoint(DeviceEnd):
                 _log.warning("region %d is still mapped by peers: its memory is kept", region)
                 _ABANDONED.append(export)
                 return
-            time.sleep(_DOOR_PAUSE_S)
+            time.sleep(_DOOR_PAUSE_S)  # a peer that ends does not say so at its door
         self.exports.remove(region)
 
     def _say_when_done(self, active: Active, note: bytes) -> None:
