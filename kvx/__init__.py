@@ -10,7 +10,7 @@ from kvx.cache.disk.inspect import iter_blocks as iter_disk_blocks
 from kvx.cache.events import AllBlocksCleared, BlockRemoved, BlockStored, EventLog
 from kvx.cache.lease import Lease
 from kvx.cache.reasons import MissReason
-from kvx.cache.result import Match, TierKind, TransferResult
+from kvx.cache.result import Location, Match, TierKind, TransferResult
 from kvx.cache.space import CacheSpace
 from kvx.cache.tiered import TieredCache
 from kvx.cache.upkeep import CloseReport
@@ -83,6 +83,7 @@ __all__ = [
     "LinkOutcome",
     "LinkResult",
     "LinkTransfer",
+    "Location",
     "Match",
     "MemoryKind",
     "MemoryRegion",

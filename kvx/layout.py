@@ -31,7 +31,7 @@ _FINGERPRINTED = (
     "item_bytes",
 )
 
-Order = Literal["opaque", "block_first", "layer_first"]
+Order = Literal["opaque", "block_first", "layer_first", "planes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,14 @@ class KVLayout:
     Attributes:
         order: ``block_first``: a block is one run. ``layer_first``: one run for every layer's keys
             and one for its values. ``opaque``: one run of bytes that kvx knows nothing about.
+            ``planes``: several such runs, each of its own size.
         block_bytes: Canonical bytes of a block.
         num_layers: Layers of this rank; 0 when opaque.
         num_kv_heads: KV heads of this rank; 0 when opaque.
         head_dim: Elements of a head; 0 when opaque.
         block_tokens: Tokens of a block; 0 when opaque.
         item_bytes: Bytes of an element; 0 when opaque.
+        plane_sizes: Bytes of each run, where they are told one by one.
     """
 
     order: Order
@@ -56,11 +58,23 @@ class KVLayout:
     head_dim: int = 0
     block_tokens: int = 0
     item_bytes: int = 0
+    plane_sizes: tuple[int, ...] = ()
 
     @classmethod
     def opaque(cls, block_bytes: int) -> Self:
         """Return the layout of blocks that are plain runs of bytes."""
         return cls("opaque", block_bytes)
+
+    @classmethod
+    def of_planes(cls, sizes: Sequence[int]) -> Self:
+        """Return the layout of blocks that lie in runs of these many bytes, in this order.
+
+        Raises:
+            UsageError: There is none, or one is not positive.
+        """
+        if not sizes or min(sizes) < 1:
+            raise UsageError(f"planes need positive sizes, not {tuple(sizes)}")
+        return cls("planes", sum(sizes), plane_sizes=tuple(sizes))
 
     @classmethod
     def of_model(
@@ -87,17 +101,21 @@ class KVLayout:
     @property
     def num_planes(self) -> int:
         """Number of runs a block lies in."""
-        return 2 * self.num_layers if self.order == "layer_first" else 1
+        return len(self.bytes_of_planes)
 
     @property
-    def plane_bytes(self) -> int:
-        """Bytes of one run."""
-        return self.block_bytes // self.num_planes
+    def bytes_of_planes(self) -> tuple[int, ...]:
+        """Bytes of each run."""
+        if self.order == "planes":
+            return self.plane_sizes
+        count = 2 * self.num_layers if self.order == "layer_first" else 1
+        return (self.block_bytes // count,) * count
 
     @property
     def fingerprint(self) -> str:
         """What goes into a namespace, so that layouts never mix."""
         facts = "|".join(str(getattr(self, name)) for name in _FINGERPRINTED)
+        facts += "".join(f"|{size}" for size in self.plane_sizes)
         return hashlib.blake2b(facts.encode(), digest_size=8, person=b"kvx layout 1").hexdigest()
 
 
@@ -118,9 +136,9 @@ class BlockView:
 
         Args:
             layout: How a block lies in them.
-            planes: `layout.num_planes` buffers, each (num_blocks, ...) of any dtype, plane bytes a
-                row; rows are contiguous, the stride between them may be larger. NumPy arrays,
-                PyTorch tensors, and whatever `kvx.buffers.describe` reads. Keys and values
+            planes: `layout.num_planes` buffers, each (num_blocks, ...) of any dtype, the bytes of
+                its plane a row; rows are contiguous, the stride between them may be larger. NumPy
+                arrays, PyTorch tensors, and whatever `kvx.buffers.describe` reads. Keys and values
                 alternate layer by layer when layer-first; there a layer may also be one
                 (2, num_blocks, ...) buffer, or a pair of buffers.
 
@@ -128,7 +146,10 @@ class BlockView:
             UsageError: Number, shape, strides or place of the planes do not fit.
         """
         self.layout = layout
-        self._planes = [_checked(plane, layout.plane_bytes) for plane in _flat(layout, planes)]
+        self._planes = [
+            _checked(plane, size)
+            for plane, size in zip(_flat(layout, planes), layout.bytes_of_planes, strict=True)
+        ]
         places = {(plane.kind, plane.device_ordinal) for plane in self._planes}
         if len(places) > 1:
             raise UsageError(f"planes must lie on one device, not on {sorted(places)}")

@@ -107,11 +107,11 @@ def test_rows_may_lie_apart(space: kvx.CacheSpace) -> None:
 
 def test_arithmetic_of_a_layout() -> None:
     assert LAYOUT.block_bytes == 2 * LAYERS * HEADS * DIM * TOKENS * 2
-    assert (LAYOUT.num_planes, LAYOUT.plane_bytes) == (6, LAYOUT.block_bytes // 6)
+    assert LAYOUT.bytes_of_planes == (LAYOUT.block_bytes // 6,) * 6
     block_first = replace(LAYOUT, order="block_first")
-    assert (block_first.num_planes, block_first.plane_bytes) == (1, LAYOUT.block_bytes)
+    assert block_first.bytes_of_planes == (LAYOUT.block_bytes,)
     opaque = KVLayout.opaque(5000)
-    assert (opaque.num_planes, opaque.plane_bytes) == (1, 5000)
+    assert opaque.bytes_of_planes == (5000,)
 
 
 def test_fingerprints_tell_layouts_apart() -> None:
@@ -138,7 +138,7 @@ def test_planes_are_addresses_strides_and_bytes() -> None:
     cache = paged_cache(0)
     planes = planes_of(cache)
     view = BlockView(LAYOUT, planes)
-    wanted = [(plane.ctypes.data, plane.strides[0], LAYOUT.plane_bytes) for plane in planes]
+    wanted = [(plane.ctypes.data, plane.strides[0], LAYOUT.bytes_of_planes[0]) for plane in planes]
     assert view.planes.tolist() == [list(row) for row in wanted]
     assert view.num_blocks == NUM_BLOCKS
     shorter = [planes[0][:10], *planes[1:]]
@@ -248,3 +248,17 @@ def test_planes_that_share_bytes_are_no_target(data: st.DataObject) -> None:
             selection.check_writable()
     else:
         selection.check_writable()
+
+
+def test_planes_of_different_sizes() -> None:
+    memory = np.arange(4 * 700, dtype=np.uint8).reshape(4, 700)
+    layout = KVLayout.of_planes([300, 400])
+    view = BlockView(layout, [memory[:, :300], memory[:, 300:]])
+    assert (layout.block_bytes, layout.num_planes, view.num_blocks) == (700, 2, 4)
+    assert view.planes[:, 2].tolist() == [300, 400]
+    assert layout.fingerprint != KVLayout.of_planes([400, 300]).fingerprint
+    with pytest.raises(UsageError, match="300 bytes a block, 400 are needed"):
+        BlockView(KVLayout.of_planes([400, 300]), [memory[:, :300], memory[:, 300:]])
+    for sizes in ([], [4, 0]):
+        with pytest.raises(UsageError, match="positive sizes"):
+            KVLayout.of_planes(sizes)

@@ -46,6 +46,21 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Location:
+    """Where the blocks of a prompt are.
+
+    Attributes:
+        tiers: (n,) uint8, the highest `TierKind` that holds each, NONE for those not held.
+        reason: Why the first that is not held is not; HIT when all are.
+        is_final: False while S3 has not said whether it holds more; ask again.
+    """
+
+    tiers: npt.NDArray[np.uint8]
+    reason: MissReason
+    is_final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TransferResult:
     """What became of each block of a transfer.
 

@@ -14,7 +14,8 @@ from kvx.cache.offload import Offload
 from kvx.cache.onboard import Onboard
 from kvx.cache.pool import Found
 from kvx.cache.reasons import MissReason
-from kvx.cache.result import Match, TierKind
+from kvx.cache.residency import find_all, find_prefix
+from kvx.cache.result import Location, Match, TierKind
 from kvx.cache.s3.offering import offer_groups
 from kvx.errors import UsageError
 from kvx.layout import BlockSelection, BlockView
@@ -81,18 +82,46 @@ class CacheSpace:
         rows = as_hash_array(hashes)
         keys = self.namespace.keys(rows)
         tiers = np.zeros(len(keys), np.uint8)
-        length = self._match_prefix(keys, tiers)
+        length = find_prefix(self._shared, self.s3, self.block_bytes, keys, tiers)
         is_final = True
         if self.s3 is not None and length < len(keys):
             is_final = self.s3.look_up(self.namespace_id, keys, length, wait_s)
             if is_final:
-                length = self._match_prefix(keys, tiers)
+                length = find_prefix(self._shared, self.s3, self.block_bytes, keys, tiers)
         reason = MissReason.HIT
         if length < len(keys):
             tail = slice(length, length + 1)
             reason = MissReason(int(self.explain(keys[tail], rows[tail])[0]))
         self._shared.instruments.note_match(len(keys), tiers[:length], reason)
         return Match(length, tiers[:length], reason, is_final)
+
+    def locate(self, hashes: Hashes, *, first: int = 0, wait_s: float = 0.0) -> Location:
+        """Return which tier holds each block, for engines that do not want prefixes alone.
+
+        Args:
+            hashes: Block hashes from the start of the prompt.
+            first: How many of them are not asked for; S3 is searched by where groups begin.
+            wait_s: Seconds to wait for S3 at most.
+        """
+        rows = as_hash_array(hashes)
+        keys = self.namespace.keys(rows)
+        tiers = find_all(self._shared, self.s3, self.block_bytes, keys[first:])
+        missing = np.flatnonzero(tiers == TierKind.NONE)
+        is_final = True
+        if self.s3 is not None and len(missing):
+            begin = first + int(missing[0])
+            is_final = self.s3.look_up(self.namespace_id, keys, begin, wait_s)
+            if is_final:
+                tiers[missing[self.s3.holds(keys[first + missing])]] = TierKind.S3
+                missing = np.flatnonzero(tiers == TierKind.NONE)
+        reason = MissReason.HIT
+        length = len(tiers)
+        if len(missing):
+            length = int(missing[0])
+            at = slice(first + length, first + length + 1)
+            reason = MissReason(int(self.explain(keys[at], rows[at])[0]))
+        self._shared.instruments.note_match(len(tiers), tiers[:length], reason)
+        return Location(tiers, reason, is_final)
 
     def offload(
         self,
@@ -317,32 +346,6 @@ class CacheSpace:
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
             way=way,
         ).start()
-
-    def _match_prefix(self, keys: npt.NDArray[np.uint8], tiers: npt.NDArray[np.uint8]) -> int:
-        """Fill `tiers` along the longest prefix that the tiers hold between them."""
-        shared = self._shared
-        now_ms = shared.now_ms()
-        pools = shared.pools_of(self.block_bytes)
-        if shared.nvme is not None and not shared.nvme.is_up():
-            pools = [(tier, pool) for tier, pool in pools if tier is not TierKind.NVME]
-        # Mostly all of it is in the highest tier that has any: a match is cheaper than lookups.
-        length = pools[0][1].index.match(keys, now_ms, touch=False, pin=False)[0]
-        tiers[:length] = pools[0][0]
-        if length == len(keys) or (len(pools) == 1 and not shared.peers and self.s3 is None):
-            return length
-        rest = keys[length:]
-        for tier, pool in reversed(pools):
-            tiers[length:][pool.find(rest, now_ms).mask] = tier
-        if shared.peers is not None:
-            absent = np.flatnonzero(tiers[length:] == TierKind.NONE)
-            held = shared.peers.holds(rest[absent])
-            tiers[length:][absent[held]] = TierKind.PEER
-        if self.s3 is not None:
-            absent = np.flatnonzero(tiers[length:] == TierKind.NONE)
-            held = self.s3.holds(rest[absent])
-            tiers[length:][absent[held]] = TierKind.S3
-        missing = (tiers[length:] == TierKind.NONE).nonzero()[0]
-        return length + (int(missing[0]) if len(missing) else len(rest))
 
     def _select(self, blocks: Blocks, num_blocks: int, *, is_target: bool) -> BlockSelection:
         selection = blocks if isinstance(blocks, BlockSelection) else _all_of(blocks)

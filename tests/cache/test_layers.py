@@ -31,7 +31,7 @@ LAYOUT = kvx.KVLayout.of_model(
     "layer_first", num_layers=4, num_kv_heads=2, head_dim=32, block_tokens=16, item_bytes=2
 )
 NUM_BLOCKS = 8
-PLANE_BYTES = LAYOUT.plane_bytes
+PLANE_BYTES = LAYOUT.bytes_of_planes[0]
 HASHES = make_hashes(NUM_BLOCKS)
 ROWS = make_blocks(NUM_BLOCKS, block_bytes=LAYOUT.block_bytes)
 # The engine's slots, neither in order nor side by side.
@@ -141,7 +141,7 @@ def test_a_layer_is_there_before_the_next(open_cache: Opener, gpu: Gpu) -> None:
     count = 5
     rows = np.arange(1, count + 1, dtype=np.uint8)[:, None].repeat(layout.block_bytes, axis=1)
     space.offload(HASHES[:count], rows).wait()
-    arrays = [DeviceArray(gpu.device, (count, layout.plane_bytes)) for _ in range(4)]
+    arrays = [DeviceArray(gpu.device, (count, layout.bytes_of_planes[0])) for _ in range(4)]
     gpu.driver.set_latency(Engine.HOST_TO_DEVICE, 0.2)
     try:
         view = kvx.BlockView(layout, arrays)

@@ -50,6 +50,23 @@ def test_match_ends_at_the_first_missing_block(open_cache: Opener) -> None:
     assert match.blocks_in(kvx.TierKind.DRAM) == 6
 
 
+def test_blocks_are_located_one_by_one(open_cache: Opener) -> None:
+    """Holes are no end to what is known, unlike for a match; the reason is that of the first."""
+    space = open_space(open_cache(has_hbm=False))
+    hashes = make_hashes(10)
+    space.offload(np.delete(hashes, (3, 6), axis=0), make_blocks(8)).wait()
+    space.drop(hashes[8:9])
+    found = space.locate(hashes)
+    held = found.tiers == kvx.TierKind.DRAM
+    assert np.flatnonzero(~held).tolist() == [3, 6, 8]
+    assert found.reason is kvx.MissReason.NEVER_STORED
+    assert found.is_final
+    rest = space.locate(hashes, first=7)
+    assert (rest.tiers == found.tiers[7:]).all()
+    assert rest.reason is kvx.MissReason.DROPPED
+    assert space.locate(hashes, first=9).reason is kvx.MissReason.HIT
+
+
 def test_a_partial_hit_fills_what_is_there_and_leaves_the_rest(open_cache: Opener) -> None:
     """Blocks that miss are not touched and carry their reason."""
     space = open_space(open_cache(has_nvme=False))
