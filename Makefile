@@ -10,10 +10,13 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-tests
 GPU_STAMP := $(VENV)/.installed-gpu-tests
+# vLLM pins hundreds of packages: it has a venv to itself, which finds kvx where it was built.
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find kvx_ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' \
 	-o -name '*.cmake')
 
-.PHONY: demo venv test test-all test-gpu check sanitize fuzz bench clean
+.PHONY: demo venv test test-vllm test-all test-gpu check sanitize fuzz bench clean
 
 demo: $(STAMP)
 	$(RUN) kvx demo
@@ -27,6 +30,9 @@ $(BIN)/python:
 # What pyproject.toml asks for to build; in the venv itself, so that rebuilding is incremental.
 BUILD_REQUIRES := 'setuptools>=77' 'nanobind>=3.1,<4' 'cmake>=3.26' ninja
 INSTALL := $(RUN) $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+VLLM_TESTS_REQUIRE := 'boto3>=1.40' 'cryptography>=47' 'moto[server]>=5.1' 'obstore>=0.12.1,<0.13' 'pytest>=9' \
+	'pytest-asyncio>=1.0' 'pytest-timeout>=2.3'
+RUN_VLLM := PATH="$(CURDIR)/$(VLLM_VENV)/bin:$$PATH" python -m pytest -c .ci/vllm.ini --rootdir . tests/connectors/vllm
 EDITABLE := $(INSTALL) --no-build-isolation --editable
 
 $(STAMP): $(BIN)/python $(SOURCES)
@@ -40,6 +46,14 @@ $(TEST_STAMP): $(STAMP) tests/requirements-models.txt .ci/servers
 	./.ci/servers
 	touch $@
 
+# vLLM's wheel for CPUs brings parts of torch that only GPUs need; the list leaves them out.
+$(VLLM_STAMP): tests/requirements-vllm.txt $(STAMP)
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps --requirement tests/requirements-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(PIP_FLAGS) $(VLLM_TESTS_REQUIRE)
+	touch $@
+
 # Far less than the other tests need: such a machine may have nothing but what it was given.
 $(GPU_STAMP): $(STAMP)
 	$(INSTALL) 'pytest>=8'
@@ -50,9 +64,15 @@ check: $(TEST_STAMP)
 
 test: check
 	$(RUN) pytest -m "not slow and not gpu"
+	$(MAKE) test-vllm
+
+# The connector in the real engine.
+test-vllm: $(VLLM_STAMP) $(TEST_STAMP)
+	$(RUN_VLLM) -m "not slow"
 
 test-all: check sanitize
 	KVX_TEST_EXACT_DEADLINES=1 $(RUN) pytest -m "not gpu"
+	$(RUN_VLLM)
 
 test-gpu: $(GPU_STAMP)
 	$(RUN) python -m pytest -c .ci/gpu.ini --rootdir . -m gpu tests/gpu
@@ -68,4 +88,4 @@ bench: $(TEST_STAMP)
 	$(RUN) kvx bench all --quick
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) kvx_ext/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist *.egg-info $(VENV) $(VLLM_VENV) kvx_ext/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -39,9 +39,14 @@ setup(
     packages=[
         *find_packages(include=["kvx", "kvx.*", "kvx_ext"]),
         *find_packages("server", include=["kvx_server", "kvx_server.*"]),
+        *find_packages("connectors", include=["kvx_vllm", "kvx_vllm.*"]),
         *find_packages("benchmarks", include=["kvx_bench", "kvx_bench.*"]),
     ],
-    package_dir={"kvx_server": "server/kvx_server", "kvx_bench": "benchmarks/kvx_bench"},
+    package_dir={
+        "kvx_server": "server/kvx_server",
+        "kvx_bench": "benchmarks/kvx_bench",
+        "kvx_vllm": "connectors/kvx_vllm",
+    },
     package_data={
         "kvx": ["py.typed"],
         "kvx_ext": ["py.typed", "_core.pyi", "include/kvx/*.h"],

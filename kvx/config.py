@@ -45,7 +45,7 @@ from kvx.records import (
     unknown_key,
     validate,
 )
-from kvx.tier_config import DramTierConfig, S3TierConfig, TierConfig, decode_tiers
+from kvx.tier_config import DramTierConfig, S3TierConfig, TierConfig, decode_tiers, tier_of_rank
 
 TierT = TypeVar("TierT", bound=TierConfig)
 _KEY_FILE_BYTES_MAX = 4096
@@ -222,6 +222,11 @@ class CacheConfig:
         if missing:
             raise UsageError(f"a namespace needs {', '.join(sorted(missing))}")
         return Namespace(**salted)  # type: ignore[arg-type]
+
+    def of_rank(self, label: str, num_ranks: int) -> "CacheConfig":
+        """Return what one of several ranks opens: its share, under names that end with `label`."""
+        tiers = tuple(tier_of_rank(tier, label, num_ranks) for tier in self.tiers)
+        return dataclasses.replace(self, tiers=tiers)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for printing; secrets are masked."""

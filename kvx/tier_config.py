@@ -1,7 +1,7 @@
 """Configuration of the tiers: one frozen dataclass a kind, and the list of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -309,6 +309,20 @@ _KINDS = {
     "s3": S3TierConfig,
     "peer": PeerTierConfig,
 }
+
+
+def tier_of_rank(tier: TierConfig, label: str, num_ranks: int) -> TierConfig:
+    """Return the tier of one of several ranks: its share of memory and disk, names of its own."""
+    match tier:
+        case NvmeTierConfig():
+            share = tier.capacity_bytes // num_ranks
+            return replace(tier, path=tier.path / label, capacity_bytes=share)
+        case HbmTierConfig() | S3TierConfig():  # each has a device; objects have a namespace each
+            return tier
+        case DramTierConfig():
+            return replace(tier, capacity_bytes=tier.capacity_bytes // num_ranks)
+        case PeerTierConfig():
+            return replace(tier, name=f"{tier.name}-{label}") if tier.name else tier
 
 
 def decode_tiers(source: object) -> tuple[TierConfig, ...]:

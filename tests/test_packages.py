@@ -12,7 +12,9 @@ import kvx
 from kvx_ext import _core
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kvx", "kvx_ext", "server/kvx_server", "benchmarks/kvx_bench")
+PACKAGES = (
+    "kvx", "kvx_ext", "server/kvx_server", "connectors/kvx_vllm", "benchmarks/kvx_bench",
+)  # fmt: skip
 # What a distribution is imported as, where that is not its own name.
 IMPORTED_AS = {"pyyaml": "yaml"}
 # Ships with type checkers, never imported when the code runs.
@@ -70,7 +72,7 @@ def test_kvx_needs_only_what_it_declares() -> None:
 def test_what_stands_on_kvx_uses_public_names() -> None:
     hidden = {
         f"{path.relative_to(ROOT)}: kvx.{name}"
-        for path in python_files("server", "benchmarks")
+        for path in python_files("server", "connectors", "benchmarks")
         for name in kvx_names(path.read_text()) - set(kvx.__all__) - {"errors"}
     }
     assert hidden == set()

@@ -1,0 +1,221 @@
+"""Answers the scheduler: which blocks are there, and what to load and to store."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    OffloadingManager,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    RequestOffloadingContext,
+    get_offload_block_hash,
+    get_offload_group_idx,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+import kvx
+from kvx_vllm.specs import KvxBlocks, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from vllm.v1.kv_offload.config import OffloadingConfig
+
+    from kvx_vllm.ranks import Ranks
+    from kvx_vllm.settings import Settings
+    from kvx_vllm.specs import LoadFailure
+
+_SOURCES = {
+    kvx.TierKind.HBM: CacheHitSource.HOST,
+    kvx.TierKind.DRAM: CacheHitSource.HOST,
+    kvx.TierKind.NVME: CacheHitSource.DISK,
+    kvx.TierKind.S3: CacheHitSource.DISK,
+    kvx.TierKind.PEER: CacheHitSource.P2P,
+}
+
+
+@dataclass(slots=True)
+class Answer:
+    """Where the blocks of one group of a prompt are.
+
+    Attributes:
+        first: Place of the first block asked for.
+        location: Of it and those after it.
+    """
+
+    first: int
+    location: kvx.Location
+
+
+@dataclass(slots=True)
+class Request:
+    """A request the scheduler has not let go of.
+
+    Attributes:
+        chains: The hashes of its prompt so far, for each group.
+        num_computed: Tokens that the engine has already.
+        answers: For each group; emptied when the scheduler asks anew.
+        asked_at: When S3 was first asked for it, of the monotonic clock; None before that.
+        failed: Keys that could not be loaded: not tried again for this request.
+        tiers: Blocks found, by tier.
+        reasons: Why blocks were not served.
+    """
+
+    chains: list[list[bytes]] = field(default_factory=list)
+    num_computed: int = 0
+    answers: dict[int, Answer] = field(default_factory=dict)
+    asked_at: float | None = None
+    failed: set[bytes] = field(default_factory=set)
+    tiers: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class KvxManager(OffloadingManager):
+    """The scheduler's view of the cache. Holds no truth of its own: every lookup asks the ranks."""
+
+    def __init__(self, config: OffloadingConfig, settings: Settings, ranks: Ranks) -> None:
+        """Know no request."""
+        self._settings = settings
+        self._ranks = ranks
+        self._requests: dict[str, Request] = {}
+        self._tokens = [group.tokens_per_block for group in config.groups]
+        self._hashes_per_block = [tokens // config.cache.tokens_per_hash for tokens in self._tokens]
+        self._place_of = {group.group_id: place for place, group in enumerate(config.groups)}
+        self._counts_from_start = any(tier.kind == "s3" for tier in settings.cache.tiers)
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        """Remember a request."""
+        self._requests[req_context.req_id] = Request()
+        return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        """Forget a request."""
+        self._requests.pop(req_context.req_id, None)
+
+    def begin_lookup(self, req_id: str, hashes: Sequence[bytes], num_computed: int) -> None:
+        """Take the hashes of a prompt that is about to be looked up, all of them."""
+        request = self._requests.get(req_id)
+        if request is None:
+            return
+        request.chains = [
+            list(hashes[per_block - 1 :: per_block]) for per_block in self._hashes_per_block
+        ]
+        request.num_computed = num_computed
+        request.answers.clear()
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        """Say whether a block can be loaded; RETRY while S3 or another rank has not said."""
+        request = self._requests[req_context.req_id]
+        group = self._place_of[get_offload_group_idx(key)]
+        if key in request.failed:
+            return LookupResult.MISS
+        answer = self._answer(request, group)
+        if answer is None:
+            return LookupResult.RETRY
+        end_token = req_context.get_offload_key_position(key) or 0
+        place = end_token // self._tokens[group] - 1 - answer.first
+        location = answer.location
+        if end_token % self._tokens[group] or not 0 <= place < len(location.tiers):
+            return LookupResult.MISS  # a partial tail: computed sooner than it is looked for
+        if location.tiers[place]:
+            return LookupResult.HIT
+        return LookupResult.MISS if location.is_final else LookupResult.RETRY
+
+    def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
+        """Return which of vLLM's kinds of tier a block comes from."""
+        tier = self._tier_of(key, req_context)
+        return _SOURCES.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED)
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> KvxBlocks:
+        """Return what the workers load; what is evicted until then is computed."""
+        request = self._requests[req_context.req_id]
+        for key in keys:
+            request.tiers[self._tier_of(key, req_context).name.lower()] += 1
+        return KvxBlocks(req_context.req_id, self._runs(list(keys), req_context))
+
+    def prepare_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> PrepareStoreOutput:
+        """Return what the workers store; what the cache has already, it does not copy again."""
+        wanted = list(keys)
+        blocks = KvxBlocks(req_context.req_id, self._runs(wanted, req_context, is_store=True))
+        return PrepareStoreOutput(wanted, blocks, [])
+
+    def note_failures(self, failures: Sequence[LoadFailure]) -> None:
+        """Take from the workers what could not be loaded: it is computed, and not tried again."""
+        groups = {place: group for group, place in self._place_of.items()}
+        for failure in failures:
+            request = self._requests.get(failure.req_id)
+            if request is None:
+                continue
+            suffix = groups[failure.group].to_bytes(4, "big")
+            request.failed.update(one + suffix for one in failure.hashes)
+            request.reasons.update(failure.reasons)
+
+    def reset_cache(self) -> None:
+        """Let nothing be found that was stored before."""
+        self._ranks.reset()
+
+    def shutdown(self) -> None:
+        """Let the ranks go."""
+        self._ranks.close()
+
+    def _answer(self, request: Request, group: int) -> Answer | None:
+        found = request.answers.get(group)
+        if found is not None:
+            return found
+        first = request.num_computed // self._tokens[group]
+        location = self._ranks.locate(group, request.chains[group], first)
+        if location is None:
+            return None
+        now_s = time.monotonic()
+        request.asked_at = request.asked_at or now_s
+        if not location.is_final and now_s - request.asked_at > self._settings.lookup_deadline_s:
+            location = kvx.Location(location.tiers, location.reason, is_final=True)
+        found = request.answers[group] = Answer(first, location)
+        return found
+
+    def _tier_of(self, key: OffloadKey, req_context: ReqContext) -> kvx.TierKind:
+        group = self._place_of[get_offload_group_idx(key)]
+        answer = self._requests[req_context.req_id].answers.get(group)
+        if answer is None:
+            return kvx.TierKind.NONE
+        end_token = req_context.get_offload_key_position(key) or 0
+        place = end_token // self._tokens[group] - 1 - answer.first
+        if not 0 <= place < len(answer.location.tiers):
+            return kvx.TierKind.NONE
+        return kvx.TierKind(int(answer.location.tiers[place]))
+
+    def _runs(
+        self, keys: Sequence[OffloadKey], req_context: ReqContext, *, is_store: bool = False
+    ) -> list[Run]:
+        """Cut keys, which come group by group, where a group ends; stores, where blocks lack."""
+        runs: list[Run] = []
+        before = (-1, -1)
+        for key in keys:
+            group = self._place_of[get_offload_group_idx(key)]
+            place = (req_context.get_offload_key_position(key) or 0) // self._tokens[group] - 1
+            goes_on = before[0] == group and (not is_store or place == before[1] + 1)
+            if not goes_on:
+                runs.append(Run(group, [], self._prefix(req_context, group, place, is_store)))
+            runs[-1].hashes.append(get_offload_block_hash(key))
+            before = (group, place)
+        return runs
+
+    def _prefix(
+        self,
+        req_context: ReqContext,
+        group: int,
+        place: int,
+        is_store: bool,  # noqa: FBT001
+    ) -> list[bytes]:
+        request = self._requests.get(req_context.req_id)
+        if not (is_store and self._counts_from_start) or request is None or not request.chains:
+            return []
+        return request.chains[group][:place]
