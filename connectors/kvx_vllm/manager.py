@@ -23,7 +23,8 @@ import kvx
 from kvx_vllm.specs import KvxBlocks, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from vllm.v1.kv_offload.config import OffloadingConfig
 
@@ -65,6 +66,7 @@ class Request:
         failed: Keys that could not be loaded: not tried again for this request.
         tiers: Blocks found, by tier.
         reasons: Why blocks were not served.
+        is_outdated: Whether its KV is from before a reset; until vLLM computes it anew.
     """
 
     chains: list[list[bytes]] = field(default_factory=list)
@@ -74,6 +76,7 @@ class Request:
     failed: set[bytes] = field(default_factory=set)
     tiers: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    is_outdated: bool = False
 
 
 class KvxManager(OffloadingManager):
@@ -108,6 +111,7 @@ class KvxManager(OffloadingManager):
         ]
         request.num_computed = num_computed
         request.answers.clear()
+        request.is_outdated = False
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Say whether a block can be loaded; RETRY while S3 or another rank has not said."""
@@ -137,14 +141,16 @@ class KvxManager(OffloadingManager):
         request = self._requests[req_context.req_id]
         for key in keys:
             request.tiers[self._tier_of(key, req_context).name.lower()] += 1
-        return KvxBlocks(req_context.req_id, self._runs(list(keys), req_context))
+        runs = self._runs(list(keys), req_context)
+        return KvxBlocks(req_context.req_id, runs, self._ranks.life)
 
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
         """Return what the workers store; what the cache has already, it does not copy again."""
-        wanted = list(keys)
-        blocks = KvxBlocks(req_context.req_id, self._runs(wanted, req_context, is_store=True))
+        wanted = [] if self._is_outdated(req_context) else list(keys)
+        runs = self._runs(wanted, req_context, is_store=True)
+        blocks = KvxBlocks(req_context.req_id, runs, self._ranks.life)
         return PrepareStoreOutput(wanted, blocks, [])
 
     def note_failures(self, failures: Sequence[LoadFailure]) -> None:
@@ -160,11 +166,23 @@ class KvxManager(OffloadingManager):
 
     def reset_cache(self) -> None:
         """Let nothing be found that was stored before."""
+        for request in self._requests.values():
+            request.answers.clear()
+            request.is_outdated = True
         self._ranks.reset()
+
+    def meet_ranks(self, paths: Mapping[int, Path]) -> None:
+        """Take from vLLM where ranks in other processes listen."""
+        self._ranks.meet(paths)
 
     def shutdown(self) -> None:
         """Let the ranks go."""
         self._ranks.close()
+
+    def _is_outdated(self, req_context: ReqContext) -> bool:
+        """Return whether a request computed KV before a reset and goes on with it."""
+        request = self._requests.get(req_context.req_id)
+        return request is not None and request.is_outdated
 
     def _answer(self, request: Request, group: int) -> Answer | None:
         found = request.answers.get(group)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kvx_vllm.rank_cache import GroupCache, RankCache
     from kvx_vllm.settings import Settings
-    from kvx_vllm.specs import Run
+    from kvx_vllm.specs import RankAddress, Run
 
 _log = logging.getLogger(__name__)
 _NULL_BLOCK = 0
@@ -73,9 +73,16 @@ class KvxWorker(OffloadingWorker):
         self._bad_blocks: set[int] = set()
         self._failed: list[LoadFailure] = []
 
+    @property
+    def address(self) -> RankAddress | None:
+        """Where the scheduler asks this rank; None where it is in this process."""
+        return self._rank_cache.address
+
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: KvxBlocks) -> bool:
         """Begin to copy blocks of the engine into the cache."""
         self._jobs[job_id] = job = Job(dst_spec, is_load=False)
+        if not self._rank_cache.begin_life(dst_spec.life):
+            return True  # of KV from before a reset
         for run, ids, hashes in _aligned(src_spec, dst_spec):
             group = self._rank_cache.groups[run.group]
             transfer = group.space.offload(
@@ -88,6 +95,7 @@ class KvxWorker(OffloadingWorker):
     def submit_load(self, job_id: int, src_spec: KvxBlocks, dst_spec: GPULoadStoreSpec) -> bool:
         """Begin to copy blocks of the cache into the engine."""
         self._jobs[job_id] = job = Job(src_spec, is_load=True)
+        self._rank_cache.begin_life(src_spec.life)
         for run, ids, hashes in _aligned(dst_spec, src_spec):
             group = self._rank_cache.groups[run.group]
             transfer = group.space.onboard(
