@@ -14,7 +14,6 @@ from kvx_vllm.specs import RankAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import torch
     from vllm.v1.kv_offload.base import CanonicalKVCaches

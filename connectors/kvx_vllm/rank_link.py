@@ -88,7 +88,7 @@ class Link:
         Raises:
             PermissionError: The other end is another user's.
         """
-        connected.setblocking(False)
+        connected.settimeout(0.0)
         self._socket = connected
         self._received = bytearray()
         self._unsent = bytearray()

@@ -154,22 +154,21 @@ class RankServer:
 
 def _listen(path: Path) -> socket.socket:
     """Listen on a path that nobody listens on; it appears when it can be connected to."""
+    if _is_served(path):
+        raise kvx.ConfigError(
+            f"{path}: a rank of another engine listens there, which has the same engine_id: "
+            'give each engine its own "engine_id" in --kv-transfer-config, or leave it out'
+        )
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(str(hidden))
         listener.listen(_LINKS_MAX)
-        if _is_served(path):
-            raise kvx.ConfigError(
-                f"{path}: a rank of another engine listens there, which has the same engine_id: "
-                'give each engine its own "engine_id" in --kv-transfer-config, or leave it out'
-            )
         hidden.rename(path)
     except BaseException:
         listener.close()
         hidden.unlink(missing_ok=True)
         raise
-    listener.setblocking(False)
     return listener
 
 

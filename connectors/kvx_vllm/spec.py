@@ -96,8 +96,8 @@ class KvxSpec(OffloadingSpec):
             )
         if parallel.distributed_executor_backend == "external_launcher":
             raise kvx.ConfigError(
-                "--distributed-executor-backend external_launcher gives every rank a scheduler, and "
-                "they could disagree on what kvx holds: use mp or ray"
+                "--distributed-executor-backend external_launcher gives every rank a scheduler; "
+                "they could disagree on what kvx holds: use mp"
             )
         paths = [socket_path(self.config.engine_id, rank) for rank in range(parallel.world_size)]
         return RanksElsewhere(paths, self._settings.lookup_deadline_s)
