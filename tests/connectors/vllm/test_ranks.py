@@ -72,12 +72,14 @@ class Engine:
         self.clock = Clock()
         self.ranks = RanksElsewhere(self.paths, 0.25, self.clock)
 
-    def locate(self, hashes: Sequence[bytes] = HASHES, first: int = 0) -> kvx.Location:
+    def locate(
+        self, hashes: Sequence[bytes] = HASHES, first: int = 0, group: int = 0
+    ) -> kvx.Location:
         """Ask until there is an answer, as a scheduler does."""
         found: list[kvx.Location] = []
 
         def is_found() -> bool:
-            location = self.ranks.locate(0, hashes, first)
+            location = self.ranks.locate(group, hashes, first)
             found.extend([] if location is None else [location])
             return location is not None
 
@@ -208,13 +210,13 @@ def test_what_a_killed_rank_left_is_replaced(tmp_path: Path) -> None:
     Link.to(path).close()
     server.close()
     assert list(tmp_path.iterdir()) == []
-    assert not server._thread.is_alive()  # noqa: SLF001
+    assert not server._thread.is_alive()
 
 
 def test_ranks_that_cannot_be_reached_are_told_at_start(engine: Engine, tmp_path: Path) -> None:
     engine.ranks.meet(dict(enumerate(engine.paths)))
     assert engine.locate().tiers.any()
-    with pytest.raises(kvx.UnavailableError, match="rank 1 listens on .* on its scheduler's"):
+    with pytest.raises(kvx.UnavailableError, match=r"rank 1 listens on .* on its scheduler's"):
         engine.ranks.meet({1: tmp_path / "elsewhere.sock"})
 
 
@@ -254,7 +256,7 @@ def test_another_users_connection_is_refused(
         Link.to(engine.paths[1])
 
 
-def test_messages_larger_than_a_socket_holds_arrive(tmp_path: Path) -> None:
+def test_messages_larger_than_a_socket_holds_arrive() -> None:
     ours, theirs = (Link(one) for one in socket.socketpair())
     hashes = [number.to_bytes(32, "big") for number in range(100_000)]
     ours.send(Locate(1, 0, 0, 0, hashes))

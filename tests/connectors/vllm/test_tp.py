@@ -3,34 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvx
+from kvx_vllm.ranks import RanksElsewhere
 from tests.connectors.vllm.engine import BLOCK_TOKENS, answer, open_engine, settle
 
-PROMPT = [10 + number * 7 % 500 for number in range(300)]
-WHOLE = len(PROMPT) // BLOCK_TOKENS * BLOCK_TOKENS
+NUM_BLOCKS = 9
+WHOLE = NUM_BLOCKS * BLOCK_TOKENS
+
+
+def prompt(number: int) -> list[int]:
+    """Return a prompt that shares no block with others, and ends within a block."""
+    return [3 + number, *(10 + place * 7 % 500 for place in range(WHOLE + 11))]
+
+
+@dataclass
+class TwoRanks:
+    """An engine of two ranks whose blocks go through DRAM to NVMe.
+
+    Attributes:
+        llm: vLLM's.
+        nvme: The directory of the ranks' files.
+        located: What its scheduler was told of blocks since it was last cleared.
+    """
+
+    llm: Any
+    nvme: Path
+    located: list[kvx.Location] = field(default_factory=list)
+
+    def tiers(self) -> list[int]:
+        """Return where the last prompt was found."""
+        return self.located[-1].tiers.tolist()
+
+    def push_out(self) -> None:
+        """Answer other prompts until neither the engine's blocks nor DRAM have what was before."""
+        for number in range(100, 120):
+            answer(self.llm, prompt(number), max_tokens=1)
+        settle(self.llm)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def two_ranks(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
     nvme = tmp_path_factory.mktemp("nvme")
-    config = {
-        "tiers": [
-            {"kind": "dram", "capacity": "32MiB"},
-            {"kind": "nvme", "path": str(nvme), "capacity": "128MiB", "durability": "none"},
-        ]
-    }
+    tiers = [
+        {"kind": "dram", "capacity": "2MiB"},
+        {
+            "kind": "nvme", "path": str(nvme), "capacity": "128MiB",
+            "durability": "none", "rewarm": False,
+        },
+    ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        with open_engine(tiny_llama, config, tensor_parallel_size=2) as llm:
-            yield llm
+        options = {"tensor_parallel_size": 2, "max_model_len": 512, "num_gpu_blocks_override": 24}
+        with open_engine(tiny_llama, {"tiers": tiers}, **options) as llm:
+            engine = TwoRanks(llm, nvme)
+            locate = RanksElsewhere.locate
+
+            def spied(self: RanksElsewhere, *question: Any) -> kvx.Location | None:
+                location = locate(self, *question)
+                engine.located.extend([] if location is None else [location])
+                return location
+
+            patch.setattr(RanksElsewhere, "locate", spied)
+            yield engine
 
 
-def test_what_all_ranks_hold_is_loaded(two_ranks: Any) -> None:
-    computed, num_cached = answer(two_ranks, PROMPT)
+def test_what_all_ranks_hold_is_loaded(two_ranks: TwoRanks) -> None:
+    computed, num_cached = answer(two_ranks.llm, prompt(0))
     assert num_cached == 0
-    settle(two_ranks)
-    assert answer(two_ranks, PROMPT) == (computed, WHOLE)
+    settle(two_ranks.llm)
+    assert answer(two_ranks.llm, prompt(0)) == (computed, WHOLE)
+    assert two_ranks.tiers() == [kvx.TierKind.DRAM] * NUM_BLOCKS
+
+
+def test_what_was_pushed_out_is_loaded_from_nvme(two_ranks: TwoRanks) -> None:
+    computed, _ = answer(two_ranks.llm, prompt(1))
+    two_ranks.push_out()
+    assert answer(two_ranks.llm, prompt(1)) == (computed, WHOLE)
+    assert two_ranks.tiers() == [kvx.TierKind.NVME] * NUM_BLOCKS
+
+
+def test_where_one_rank_fails_all_compute(two_ranks: TwoRanks) -> None:
+    computed, _ = answer(two_ranks.llm, prompt(2))
+    two_ranks.push_out()
+    damage(two_ranks.nvme / "dp0-rank1")
+    two_ranks.located.clear()
+    assert answer(two_ranks.llm, prompt(2)) == (computed, 0)
+    assert two_ranks.located[0].tiers.tolist() == [kvx.TierKind.NVME] * NUM_BLOCKS
+    settle(two_ranks.llm)
+    answer(two_ranks.llm, prompt(2))
+    settle(two_ranks.llm)
+    # The rank that had lost it has it again.
+    assert answer(two_ranks.llm, prompt(2)) == (computed, WHOLE)
+
+
+def damage(directory: Path) -> None:
+    """Flip a bit in every 4 KiB that a rank has on disk, but for the first of each file."""
+    for path in directory.glob("extent-*.kvx"):
+        with path.open("r+b") as file:
+            for begin in range(4096, path.stat().st_size, 4096):
+                file.seek(begin + 77)
+                (byte,) = file.read(1)
+                file.seek(begin + 77)
+                file.write(bytes([byte ^ 4]))
