@@ -18,9 +18,7 @@ _ANSWER = "answer: "
 _FLUSH_S = 30.0
 
 
-def answer_and_be_killed(
-    model: Path, config: Mapping[str, object], prompt: list[int]
-) -> list[int]:
+def answer_and_be_killed(model: Path, config: Mapping[str, object], prompt: list[int]) -> list[int]:
     """Return the tokens of an engine that was killed when its lowest tiers had all blocks."""
     question = json.dumps({"model": str(model), "config": config, "prompt": prompt})
     with subprocess.Popen(
@@ -46,5 +44,6 @@ def main() -> None:
         rank = rank_cache_here(llm.llm_engine.vllm_config.kv_transfer_config.engine_id, 0)
         assert rank is not None
         assert rank.cache.flush(_FLUSH_S)
-        print(_ANSWER + json.dumps(tokens), flush=True)
+        sys.stdout.write(f"{_ANSWER}{json.dumps(tokens)}\n")
+        sys.stdout.flush()
         sys.stdin.read()

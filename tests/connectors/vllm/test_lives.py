@@ -73,30 +73,37 @@ def test_after_a_reset_nothing_older_is_found(engine: Any) -> None:
     assert answer(engine, PROMPT) == (tokens, WHOLE)
 
 
-def test_what_was_on_its_way_at_a_reset_is_not_found(engine: Any) -> None:
-    prompt = [7, *PROMPT]
-    tokens, _ = answer(engine, prompt)  # vLLM stores in the step after: there was none yet
-    assert engine.reset_prefix_cache(reset_connector=True)
-    settle(engine)
-    assert answer(engine, prompt) == (tokens, 0)
-
-
-def test_a_request_that_outlives_a_reset_stores_nothing(engine: Any) -> None:
-    from vllm import SamplingParams  # noqa: PLC0415
-
-    core = engine.llm_engine
-    prompt = [8, *PROMPT]
-    greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
-    core.add_request("outlives", {"prompt_token_ids": prompt}, greedy)
-    for _ in range(3):
-        core.step()
-    assert core.has_unfinished_requests()
+@pytest.mark.parametrize("num_steps", [1, 3], ids=["not begun", "begun"])
+def test_what_was_on_its_way_at_a_reset_is_not_found(engine: Any, num_steps: int) -> None:
+    prompt = [num_steps, *PROMPT]
+    begin(engine, prompt, num_steps)
     assert not engine.reset_prefix_cache(reset_connector=True)  # its blocks are in use
-    while core.has_unfinished_requests():
-        core.step()
+    engine.llm_engine.abort_request(["begun"])
     settle(engine)
     _, num_cached = answer(engine, prompt)
     assert num_cached == 0
+
+
+def test_a_request_that_outlives_a_reset_stores_nothing(engine: Any) -> None:
+    prompt = [8, *PROMPT]
+    begin(engine, prompt, num_steps=3)
+    assert not engine.reset_prefix_cache(reset_connector=True)
+    while engine.llm_engine.has_unfinished_requests():
+        engine.llm_engine.step()
+    settle(engine)
+    _, num_cached = answer(engine, prompt)
+    assert num_cached == 0
+
+
+def begin(engine: Any, prompt: list[int], num_steps: int) -> None:
+    """Compute a prompt and some tokens; vLLM begins to store in the step after."""
+    from vllm import SamplingParams  # noqa: PLC0415 - 6 seconds
+
+    greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
+    engine.llm_engine.add_request("begun", {"prompt_token_ids": prompt}, greedy)
+    for _ in range(num_steps):
+        engine.llm_engine.step()
+    assert engine.llm_engine.has_unfinished_requests()
 
 
 def test_an_engine_that_slept_computes_anew(engine: Any) -> None:
