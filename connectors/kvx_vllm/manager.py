@@ -17,7 +17,6 @@ from vllm.v1.kv_offload.base import (
     get_offload_block_hash,
     get_offload_group_idx,
 )
-from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 import kvx
 from kvx_vllm.specs import KvxBlocks, Run
@@ -27,17 +26,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm.v1.kv_offload.config import OffloadingConfig
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
     from kvx_vllm.ranks import Ranks
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import LoadFailure
 
+# Names of vLLM's `CacheHitSource`, which 0.31 has not.
 _SOURCES = {
-    kvx.TierKind.HBM: CacheHitSource.HOST,
-    kvx.TierKind.DRAM: CacheHitSource.HOST,
-    kvx.TierKind.NVME: CacheHitSource.DISK,
-    kvx.TierKind.S3: CacheHitSource.DISK,
-    kvx.TierKind.PEER: CacheHitSource.P2P,
+    kvx.TierKind.HBM: "HOST",
+    kvx.TierKind.DRAM: "HOST",
+    kvx.TierKind.NVME: "DISK",
+    kvx.TierKind.S3: "DISK",
+    kvx.TierKind.PEER: "P2P",
 }
 
 
@@ -133,8 +134,10 @@ class KvxManager(OffloadingManager):
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         """Return which of vLLM's kinds of tier a block comes from."""
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource  # noqa: PLC0415 - 0.32 asks
+
         tier = self._tier_of(key, req_context)
-        return _SOURCES.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED)
+        return CacheHitSource[_SOURCES.get(tier, "EXTERNAL_UNSPECIFIED")]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> KvxBlocks:
         """Return what the workers load; what is evicted until then is computed."""

@@ -158,8 +158,14 @@ def views_of(caches: CanonicalKVCaches) -> list[tuple[tuple[int, ...], kvx.Block
 
 
 def config_of_rank(settings: Settings, parallel: OffloadingParallelConfig) -> kvx.CacheConfig:
-    """Return the configuration of one rank: its share of memory, a directory of its own."""
+    """Return the configuration of one rank: its share of memory, a directory of its own.
+
+    The directory above those of the ranks is made, if it is not there.
+    """
     if parallel.world_size == 1 and parallel.data_parallel_size == 1:
         return settings.cache
+    for tier in settings.cache.tiers:
+        if tier.kind == "nvme":
+            tier.path.mkdir(mode=0o700, exist_ok=True)  # as one rank alone would, for its files
     label = f"dp{parallel.data_parallel_index}-rank{parallel.rank}"
     return settings.cache.of_rank(label, parallel.world_size)

@@ -251,7 +251,7 @@ def test_another_users_connection_is_refused(
         stranger.connect(str(engine.paths[0]))
         stranger.settimeout(10.0)
         assert stranger.recv(1) == b""
-    assert "as 4711" in caplog.text
+    assert eventually(lambda: "as 4711" in caplog.text)
     with pytest.raises(PermissionError, match="as 4711"):
         Link.to(engine.paths[1])
 

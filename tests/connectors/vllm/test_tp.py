@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +49,11 @@ class TwoRanks:
         settle(self.llm)
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
-    nvme = tmp_path_factory.mktemp("nvme")
+@contextlib.contextmanager
+def open_ranks(model: Path, directory: Path, **options: object) -> Iterator[TwoRanks]:
+    """Open an engine whose workers are processes; they and their sockets are gone at the end."""
+    nvme, runtime = directory / "nvme", directory / "run"
+    runtime.mkdir()
     tiers = [
         {"kind": "dram", "capacity": "2MiB"},
         {
@@ -57,10 +61,12 @@ def two_ranks(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "durability": "none", "rewarm": False,
         },
     ]  # fmt: skip
+    others = set(multiprocessing.active_children())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        options = {"tensor_parallel_size": 2, "max_model_len": 512, "num_gpu_blocks_override": 24}
-        with open_engine(tiny_llama, {"tiers": tiers}, **options) as llm:
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        options = {"max_model_len": 512, "num_gpu_blocks_override": 24, **options}
+        with open_engine(model, {"tiers": tiers}, **options) as llm:
             engine = TwoRanks(llm, nvme)
             locate = RanksElsewhere.locate
 
@@ -70,7 +76,19 @@ def two_ranks(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 return location
 
             patch.setattr(RanksElsewhere, "locate", spied)
+            workers = set(multiprocessing.active_children()) - others
+            assert workers
+            assert any(runtime.rglob("*.sock"))
             yield engine
+        assert not any(one.is_alive() for one in workers)
+        assert not any(runtime.rglob("*.sock"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+    directory = tmp_path_factory.mktemp("ranks")
+    with open_ranks(tiny_llama, directory, tensor_parallel_size=2) as engine:
+        yield engine
 
 
 def test_what_all_ranks_hold_is_loaded(two_ranks: TwoRanks) -> None:
@@ -100,6 +118,25 @@ def test_where_one_rank_fails_all_compute(two_ranks: TwoRanks) -> None:
     settle(two_ranks.llm)
     # The rank that had lost it has it again.
     assert answer(two_ranks.llm, prompt(2)) == (computed, WHOLE)
+
+
+def test_a_reset_reaches_all_ranks(two_ranks: TwoRanks) -> None:
+    computed, _ = answer(two_ranks.llm, prompt(3))
+    settle(two_ranks.llm)
+    assert two_ranks.llm.reset_prefix_cache(reset_connector=True)
+    two_ranks.located.clear()
+    assert answer(two_ranks.llm, prompt(3)) == (computed, 0)
+    assert not two_ranks.located[0].tiers.any()
+    settle(two_ranks.llm)
+    assert answer(two_ranks.llm, prompt(3)) == (computed, WHOLE)
+
+
+@pytest.mark.slow
+def test_one_worker_elsewhere(tiny_llama: Path, tmp_path: Path) -> None:
+    with open_ranks(tiny_llama, tmp_path, distributed_executor_backend="mp") as engine:
+        computed, _ = answer(engine.llm, prompt(0))
+        settle(engine.llm)
+        assert answer(engine.llm, prompt(0)) == (computed, WHOLE)
 
 
 def damage(directory: Path) -> None:
