@@ -46,7 +46,7 @@ def read_some(rig: Rig, count: int = 8, **named: Any) -> Any:
 
 def write_held_up(rig: Rig, **named: Any) -> Any:
     """Begin a write that the receiver's device does not get done until it is thawed."""
-    rig.wait_writable()
+    rig.write_one()
     token = rig.lease(rights=WRITE)
     rig.ask("freeze_engine", int(Engine.ON_DEVICE))
     return rig.agent.write(rig.local(), rig.peer.blocks(lease=token), **named)
@@ -277,7 +277,7 @@ def test_a_restarted_owner_is_another_one(sim: Gpu) -> None:
 
 def test_a_device_that_fails(sim: Gpu) -> None:
     with open_ipc(sim) as rig:
-        rig.wait_writable()
+        rig.write_one()
         token = rig.lease(rights=WRITE)
         rig.ask("steer", "fail_context", ECC_ERROR)
         remote = rig.peer.blocks(lease=token)
