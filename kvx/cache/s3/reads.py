@@ -117,7 +117,7 @@ class Reads:
             return
         codes, checksums = decode_frames(
             shape, body, first=part.first, keys=part.keys, addresses=request.addresses,
-            sealer=tier.sealer, name=name, now_s=int(time.time()),
+            sealer=tier.sealer_of(request.namespace_id), name=name, now_s=int(time.time()),
         )  # fmt: skip
         num_arrived = int((codes == Code.OK).sum())
         tier.instruments.note_read(num_arrived * shape.block_bytes)
