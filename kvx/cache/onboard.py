@@ -22,6 +22,7 @@ from kvx.cache.read_batch import Landing, ReadBatch, fetch_device, read_files
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.s3.fetching import S3Fetches
+from kvx.cache.s3.reading import ObjectRead
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -98,7 +99,7 @@ class Onboard(Operation):
         window = min(window, max(1, self.pool.index.num_slots // _WINDOW_SHARE))
         if self._way.layers > 1:
             window = len(self.waiting)  # every block's first layer before anybody's second
-        while len(self.waiting) and len(self._steps) < _WINDOWS_IN_FLIGHT:
+        while len(self.waiting) and self._num_windows() < _WINDOWS_IN_FLIGHT:
             before = len(self.waiting)
             rows, self.waiting = self.waiting[:window], self.waiting[window:]
             rows = self._copy_within(rows)
@@ -109,6 +110,13 @@ class Onboard(Operation):
                 self._read(rows[~found.mask])
             if len(self.waiting) >= before:
                 return
+
+    def _num_windows(self) -> int:
+        """Return what is under way, but for reads of objects: those are limited where they begin.
+
+        A line to them is long: waiting for nearly all of a window to begin the next empties it.
+        """
+        return sum(not isinstance(step.job, ObjectRead) for step in self._steps)
 
     def _copy_within(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Serve what HBM has, inside the device; returns the rows that are left."""
