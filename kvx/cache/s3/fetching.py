@@ -79,6 +79,7 @@ class S3Fetches:
         self._part_bytes = _PART_BYTES_FIRST
         self._first: ObjectRead | None = None
         self._alone_until = 0.0
+        self._has_left = False
         # No room was found: not asked in vain again before this time.
         self._not_before = 0.0
         # What may not have ended yet, and how many blocks each brings.
@@ -90,6 +91,7 @@ class S3Fetches:
 
         REQUIRES: the operation's lock is held.
         """
+        self._has_left = False
         rest = self._is_tried[rows]
         if rest.all() or not self._tier.is_up():
             return rows
@@ -109,7 +111,15 @@ class S3Fetches:
             begun.append(part.rows)
         left = np.setdiff1d(rows[taken], np.concatenate(begun), assume_unique=True)
         self._operation.postpone(left)
+        self._has_left = len(left) > 0
         return rows[rest]
+
+    def is_full(self) -> bool:
+        """Return whether rows were postponed that there is still no room for.
+
+        REQUIRES: the operation's lock is held.
+        """
+        return self._has_left and (self._is_first_alone() or not self._has_room())
 
     def _has_room(self) -> bool:
         self._under_way = [one for one in self._under_way if not one[0].is_terminal()]
@@ -135,13 +145,19 @@ class S3Fetches:
         """
         operation = self._operation
         if self._first is not None:
-            is_alone = not self._first.is_terminal() and time.monotonic() < self._alone_until
-            return taken[:0] if is_alone else taken
+            return taken[:0] if self._is_first_alone() else taken
         if not len(taken) or len(taken) * operation.block_bytes < _ALONE_BYTES:
             return taken
         self._alone_until = time.monotonic() + _ALONE_S
         operation.shared.reactor.call_later(_ALONE_S, operation.pump)
         return taken[[int(np.argmin(rows[taken]))]]
+
+    def _is_first_alone(self) -> bool:
+        return (
+            self._first is not None
+            and not self._first.is_terminal()
+            and time.monotonic() < self._alone_until
+        )
 
     def _is_looked_up(self, rows: Rows) -> bool:
         """Have objects looked for that nobody has matched; False while a prefetch waits for that.
