@@ -33,16 +33,18 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
 
 # A request costs the client and the service about as much as a MiB, so reads are large; but those
-# that begin are small: the first block is to be there soon. Larger ones cost more again: so many
-# bytes under way are new memory for the client each time (docs/decisions/0012).
+# that begin are small: the first block is to be there soon (docs/decisions/0012).
 _PART_BYTES_FIRST = 2 << 20
-_PART_BYTES_MAX = 8 << 20
+_PART_BYTES_MAX = 16 << 20
+# Under way for each request that there may be. A line is full with its rate times its round trip,
+# 128 MiB at 1 GB/s and 0.1 s; more is only more memory.
+_UNDER_WAY_BYTES = 8 << 20
 # Of as much as that the first block is brought before all others, for so long at most: about what
 # a near service takes for one. A far one is not waited for; the head start is all that it takes.
 _ALONE_BYTES = 32 << 20
 _ALONE_S = 0.008
 _ROOM_S = 0.005
-# What is under way may take so much of all slots.
+# What is under way may take one in so many slots.
 _ROOM_SHARE = 2
 # As the tier says it: a frame that has expired, and an object that is not there, which says nothing
 # about why the block is missing here.
@@ -84,7 +86,10 @@ class S3Fetches:
         self._not_before = 0.0
         # What may not have ended yet, and how many blocks each brings.
         self._under_way: list[tuple[ObjectRead, int]] = []
-        self._blocks_max = max(1, operation.pool.index.num_slots // _ROOM_SHARE)
+        self._blocks_max = min(
+            tier.config.max_in_flight * _UNDER_WAY_BYTES // operation.block_bytes,
+            operation.pool.index.num_slots // _ROOM_SHARE,
+        )
 
     def launch(self, rows: Rows) -> Rows:
         """Begin to read rows that objects hold; returns those that none holds.
@@ -126,7 +131,7 @@ class S3Fetches:
         return (
             time.monotonic() >= self._not_before
             and len(self._under_way) < self._tier.config.max_in_flight
-            and sum(num_blocks for _, num_blocks in self._under_way) < self._blocks_max
+            and sum(num_blocks for _, num_blocks in self._under_way) < max(1, self._blocks_max)
         )
 
     def _is_cut_short(self, part: Part, rows: Rows) -> bool:
