@@ -149,9 +149,8 @@ class S3Fetches:
         Beside others it would share the line with them, and come no sooner than they do.
         """
         operation = self._operation
-        if self._first is not None:
-            return taken[:0] if self._is_first_alone() else taken
-        if not len(taken) or len(taken) * operation.block_bytes < _ALONE_BYTES:
+        is_much = len(taken) * operation.block_bytes >= _ALONE_BYTES
+        if self._first is not None or not is_much:
             return taken
         self._alone_until = time.monotonic() + _ALONE_S
         operation.shared.reactor.call_later(_ALONE_S, operation.pump)
