@@ -22,7 +22,6 @@ from kvx.cache.read_batch import Landing, ReadBatch, fetch_device, read_files
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.s3.fetching import S3Fetches
-from kvx.cache.s3.reading import ObjectRead
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 
@@ -113,14 +112,13 @@ class Onboard(Operation):
                 return
 
     def _may_begin(self) -> bool:
-        """Return whether another window may begin; reads of objects are limited where they begin.
+        """Return whether another window may begin; what objects bring is limited where it begins.
 
         A line to them is long: waiting for nearly all of a window to begin the next empties it.
         """
         if self._from_objects is not None and self._from_objects.is_full():
             return False
-        num_windows = sum(not isinstance(step.job, ObjectRead) for step in self._steps)
-        return num_windows < _WINDOWS_IN_FLIGHT
+        return sum(step.is_window for step in self._steps) < _WINDOWS_IN_FLIGHT
 
     def _copy_within(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Serve what HBM has, inside the device; returns the rows that are left."""
@@ -225,6 +223,7 @@ class Onboard(Operation):
                     settle=settle,
                     give_up=self.give_up,
                     keep=(target, self.shared.dram),
+                    is_window=tier is not TierKind.S3,
                 )
             ),
             rows,

@@ -215,6 +215,7 @@ class S3Fetches:
             settle=lambda _: self._settle(read, inbound),
             give_up=operation.give_up,
             keep=operation.shared.dram,
+            is_window=False,
         )
         operation.add_fetch(step)
         operation.shared.reactor.adopt(step)
