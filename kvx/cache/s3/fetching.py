@@ -111,7 +111,7 @@ class S3Fetches:
         for part in self._parts(rows[ahead], found.groups[ahead], found.places[ahead]):
             if len(begun) > 1 and self._is_cut_short(part, rows):
                 break
-            if not self._has_room() or not self._begin(part):
+            if not self._has_room(2) or not self._begin(part):
                 break
             begun.append(part.rows)
         left = np.setdiff1d(rows[taken], np.concatenate(begun), assume_unique=True)
@@ -124,13 +124,15 @@ class S3Fetches:
 
         REQUIRES: the operation's lock is held.
         """
-        return self._has_left and (self._is_first_alone() or not self._has_room())
+        # Many small reads begin together: to look for a single one costs more than it brings.
+        return self._has_left and (self._is_first_alone() or not self._has_room(1))
 
-    def _has_room(self) -> bool:
+    def _has_room(self, rounds: int) -> bool:
+        """Return whether less is under way than so many rounds of requests, and than is allowed."""
         self._under_way = [one for one in self._under_way if not one[0].is_terminal()]
         return (
             time.monotonic() >= self._not_before
-            and len(self._under_way) < self._tier.config.max_in_flight
+            and len(self._under_way) < rounds * self._tier.config.max_in_flight
             and sum(num_blocks for _, num_blocks in self._under_way) < max(1, self._blocks_max)
         )
 
@@ -202,6 +204,8 @@ class S3Fetches:
             operation, part.rows, np.zeros(len(part.rows), np.int64)
         )
         if not has_slot.all():
+            # Less may fit in, and grows again when it does.
+            self._part_bytes = len(part.rows) * operation.block_bytes // 2
             self._not_before = time.monotonic() + _ROOM_S
             inbound.give_back(operation)
             return False

@@ -278,6 +278,18 @@ def test_reads_under_way_leave_half_of_the_room_to_others(
     cache.check_integrity()
 
 
+def test_objects_come_through_less_room_than_one_needs(
+    bucket: Bucket, open_s3_cache: Opener
+) -> None:
+    ours, space = open_s3_cache(blocks_per_object=16)
+    store(ours, space, 32)
+    cache, other = open_s3_cache(blocks_per_object=16, dram="128KiB")
+    assert other.match(make_hashes(32), wait_s=5.0).num_blocks == 32
+    assert bring(other, 32).num_blocks == 32
+    assert bucket.calls["get"] > 2
+    cache.check_integrity()
+
+
 def test_closing_ends_what_is_under_way(bucket: Bucket, open_s3_cache: Opener) -> None:
     ours, space = open_s3_cache()
     store(ours, space, 8)
