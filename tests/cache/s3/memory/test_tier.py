@@ -278,15 +278,25 @@ def test_reads_under_way_leave_half_of_the_room_to_others(
     cache.check_integrity()
 
 
-def test_objects_come_through_less_room_than_one_needs(
+def test_a_read_that_finds_little_room_is_a_small_one(
     bucket: Bucket, open_s3_cache: Opener
 ) -> None:
-    ours, space = open_s3_cache(blocks_per_object=16)
-    store(ours, space, 32)
-    cache, other = open_s3_cache(blocks_per_object=16, dram="128KiB")
-    assert other.match(make_hashes(32), wait_s=5.0).num_blocks == 32
-    assert bring(other, 32).num_blocks == 32
-    assert bucket.calls["get"] > 2
+    ours, space = open_s3_cache()
+    cache, other = open_s3_cache(dram=str(22 * BLOCK_BYTES))
+    counts = {0: 12, 100: 8, 200: 8}  # by their first blocks; the last finds two slots
+    for first, count in counts.items():
+        store(ours, space, count, first)
+        assert other.match(make_hashes(count, first=first), wait_s=5.0).num_blocks == count
+    bucket.is_frozen = True
+    transfers = []
+    for first, count in counts.items():
+        target = np.zeros((count, BLOCK_BYTES), np.uint8)
+        transfers.append((other.onboard(make_hashes(count, first=first), target), target, first))
+    assert eventually(lambda: cache.stats()["dram"]["reserved"] == 22)
+    bucket.is_frozen = False
+    for transfer, target, first in transfers:
+        assert transfer.wait().num_blocks == len(target)
+        assert (target == make_blocks(len(target), first=first)).all()
     cache.check_integrity()
 
 
