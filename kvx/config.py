@@ -17,14 +17,16 @@ The only module that reads the environment, once per `CacheConfig.load`:
 
 `seal_keys` reads the variables that the S3 tier's `seal_keys` and `seal_key_env` name,
 `cache_directory` XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's
-own tools read; the S3 client reads the secrets among it itself.
+own tools read; the S3 client reads the secrets among it itself, and its threads where
+`environment_default` says.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -35,16 +37,7 @@ import yaml
 from kvx.errors import ConfigError, UsageError
 from kvx.key_source import KeySource
 from kvx.namespace import Namespace
-from kvx.records import (
-    Setting,
-    decode,
-    encode,
-    prefixed,
-    rejected,
-    setting,
-    unknown_key,
-    validate,
-)
+from kvx.records import Setting, decode, encode, prefixed, rejected, setting, unknown_key, validate
 from kvx.tier_config import DramTierConfig, S3TierConfig, TierConfig, decode_tiers, tier_of_rank
 
 TierT = TypeVar("TierT", bound=TierConfig)
@@ -273,6 +266,19 @@ def aws_environment(environment: Mapping[str, str] = os.environ) -> AwsEnvironme
         endpoint=next(filter(None, endpoints), ""),
         has_credentials=any(environment.get(name) for name in names),
     )
+
+
+@contextlib.contextmanager
+def environment_default(name: str, text: str) -> Iterator[None]:
+    """Have a variable that nobody has set say `text` meanwhile, to what has no other setting."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = text
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def seal_keys(
