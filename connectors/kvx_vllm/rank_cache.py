@@ -164,8 +164,10 @@ def config_of_rank(settings: Settings, parallel: OffloadingParallelConfig) -> kv
     """
     if parallel.world_size == 1 and parallel.data_parallel_size == 1:
         return settings.cache
-    for tier in settings.cache.tiers:
-        if tier.kind == "nvme":
-            tier.path.mkdir(mode=0o700, exist_ok=True)  # as one rank alone would, for its files
     label = f"dp{parallel.data_parallel_index}-rank{parallel.rank}"
-    return settings.cache.of_rank(label, parallel.world_size)
+    config = settings.cache.of_rank(label, parallel.world_size)
+    for tier in config.tiers:
+        path = getattr(tier, "path", None)
+        if path is not None:  # as one rank alone would make its own
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+    return config
