@@ -32,11 +32,13 @@ class TwoRanks:
         llm: vLLM's.
         nvme: The directory of the ranks' files.
         located: What its scheduler was told of blocks since it was last cleared.
+        num_pushed: How many prompts pushed others out so far: blocks that are held push nothing.
     """
 
     llm: Any
     nvme: Path
     located: list[kvx.Location] = field(default_factory=list)
+    num_pushed: int = 0
 
     def tiers(self) -> list[int]:
         """Return where the last prompt was found."""
@@ -44,8 +46,9 @@ class TwoRanks:
 
     def push_out(self) -> None:
         """Answer other prompts until neither the engine's blocks nor DRAM have what was before."""
-        for number in range(100, 120):
-            answer(self.llm, prompt(number), max_tokens=1)
+        for number in range(self.num_pushed, self.num_pushed + 20):
+            answer(self.llm, prompt(100 + number), max_tokens=1)
+        self.num_pushed += 20
         settle(self.llm)
 
 
