@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import time
 from dataclasses import dataclass, field
@@ -171,6 +172,7 @@ class KvxWorker(OffloadingWorker):
         if not len(missed):
             return
         self._bad_blocks.update(part.block_ids[missed].tolist())
+        _clean(self._rank_cache.groups[part.run.group], part.block_ids[missed])
         names = [kvx.MissReason(int(reasons[row])).name.lower() for row in missed]
         hashes = [part.hashes[row] for row in missed]
         self._failed.append(LoadFailure(req_id, part.run.group, hashes, names))
@@ -196,6 +198,20 @@ def _aligned(
             yield run, of_run, run.hashes
         elif len(real):
             yield run, of_run[real], [run.hashes[row] for row in real]
+
+
+def _clean(group: GroupCache, block_ids: npt.NDArray[np.int64]) -> None:
+    """Zero blocks of host memory that were not filled.
+
+    kvx leaves NaN where wrong bytes had been on their way. Attention multiplies what lies behind
+    the end of a prompt by 0: NaN stays NaN, in the answer of whoever is given the block next.
+    Device memory is left as it was by kvx itself.
+    """
+    if group.is_on_device:
+        return
+    for base, stride, size in group.view.planes.tolist():
+        for block in block_ids.tolist():
+            ctypes.memset(base + block * stride, 0, size)
 
 
 def _stream(group: GroupCache) -> object:

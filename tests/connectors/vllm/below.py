@@ -59,6 +59,12 @@ class Below:
 
         return get_kv_transfer_group().connector_worker.worker
 
+    @property
+    def kv(self) -> list[Any]:
+        """Return the engine's KV cache, a tensor a layer."""
+        worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        return list(worker.model_runner.kv_caches)
+
     def count(self, name: str, **labels: str) -> float:
         """Return one of kvx's metrics."""
         return sample(self.rank.cache, name, **labels)
@@ -109,6 +115,7 @@ class Below:
         assert not any(under_way), [len(one) for one in under_way]
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+        assert not any(bool(one.isnan().any()) for one in self.kv), "NaN is left in the engine"
         assert self.rank.cache.flush(20.0)
         self.rank.cache.check_integrity()
         stats = self.rank.cache.stats()

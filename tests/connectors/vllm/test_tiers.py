@@ -126,8 +126,8 @@ def test_an_engine_with_hardly_any_blocks(one_engine: OneEngine, tiny_llama: Pat
     extra = {"offload_prompt_only": False}
     with open_engine(tiny_llama, config, extra=extra, **small) as llm:
         below = Below.of(llm)
-        prompts = [prompt_of(f"small {n}", 100 + n) for n in range(6)]
-        computed = [answer(llm, prompt, 70) for prompt in prompts]
+        prompts = [prompt_of(f"small {n}", 100 + n) for n in range(4)]
+        computed = [answer(llm, prompt, 40) for prompt in prompts]
         settle(llm)
         longer = prompts[0] + computed[0][0]
         tokens, num_cached = answer(llm, longer)
@@ -135,7 +135,7 @@ def test_an_engine_with_hardly_any_blocks(one_engine: OneEngine, tiny_llama: Pat
         settle(llm)
         with counted(below.scheduler, "_preempt_request") as preempted:
             for _ in range(2):
-                found = answers(llm, prompts, 70)
+                found = answers(llm, prompts, 40)
                 assert [one for one, _ in found] == [one for one, _ in computed]
         assert preempted, "nothing was preempted: the test shows nothing"
         assert answer(llm, longer)[0] == tokens
