@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -59,7 +60,7 @@ class Settings:
         given = {name: extra[name] for name in own - {"config"} if name in extra}
         for name, value in given.items():
             is_seconds = name.endswith("_s")
-            if is_seconds and not (type(value) in (int, float) and value > 0):
+            if is_seconds and not (type(value) in (int, float) and 0 < value < math.inf):
                 raise kvx.ConfigError(f"{name} is {value!r}; seconds above 0 are needed")
             if not is_seconds and not isinstance(value, str):
                 raise kvx.ConfigError(f"{name} is {value!r}; a text is needed")

@@ -29,7 +29,7 @@ _GEMMA = {
 }  # fmt: skip
 _MLA = {
     "num_key_value_heads": 4, "kv_lora_rank": 512, "q_lora_rank": None, "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": None, "first_k_dense_replace": 2,
+    "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 4, "first_k_dense_replace": 2,
     "moe_intermediate_size": 64, "head_dim": 64,
 }  # fmt: skip
 _KINDS: dict[str, tuple[str, dict[str, object]]] = {
