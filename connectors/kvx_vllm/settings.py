@@ -89,6 +89,14 @@ def check_engine(config: VllmConfig) -> None:
             f"kv_role is {transfer.kv_role!r}; kvx stores and loads: "
             'write "kv_role": "kv_both" in --kv-transfer-config'
         )
+    has_chunks = config.scheduler_config.enable_chunked_prefill
+    if not (config.cache_config.enable_prefix_caching or has_chunks):
+        raise kvx.ConfigError(
+            "prefix caching and chunked prefill are both off. vLLM does so for what cannot go on "
+            "from a prefix (attention that is not causal, MLA on CPUs without AMX): answers from "
+            "stored KV would be wrong, so run this model without the connector. If it was you who "
+            "turned them off, leave --enable-chunked-prefill on"
+        )
     algorithm = config.cache_config.prefix_caching_hash_algo
     if algorithm.startswith("xxhash") and not hash_seed():
         raise kvx.ConfigError(

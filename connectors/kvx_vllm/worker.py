@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import time
@@ -228,9 +227,11 @@ def _is_over(job: Job) -> bool:
 
 def _give_up_after(transfer: kvx.Transfer[kvx.TransferResult], timeout_s: float) -> None:
     """Cancel a transfer that does not end in time."""
-    with contextlib.suppress(kvx.KvxError):
+    try:
         transfer.wait(timeout_s)
-    transfer.cancel()
+    except kvx.KvxError as error:
+        if transfer.cancel():
+            _log.warning("blocks are wanted back before they are stored: %s", error)
 
 
 def _outcome(transfer: kvx.Transfer[kvx.TransferResult] | None) -> kvx.TransferResult | None:

@@ -76,7 +76,10 @@ def below(
 
 
 @pytest.fixture
-def failpoints(below: Below, all_failpoints: list[_core.Failpoints]) -> _core.Failpoints:
+def failpoints(
+    below: Below,  # noqa: ARG001 - whose they are
+    all_failpoints: list[_core.Failpoints],
+) -> _core.Failpoints:
     return all_failpoints[-1]
 
 

@@ -58,9 +58,13 @@ def engine(**changed: Any) -> Any:
         "kv_connector_extra_config": {"config": TIERS},
     }  # fmt: skip
     algorithm = changed.pop("algorithm", "sha256")
+    has_prefixes, has_chunks = changed.pop("has_prefixes", True), changed.pop("has_chunks", True)
     return SimpleNamespace(
         kv_transfer_config=SimpleNamespace(**transfer | changed),
-        cache_config=SimpleNamespace(prefix_caching_hash_algo=algorithm),
+        cache_config=SimpleNamespace(
+            prefix_caching_hash_algo=algorithm, enable_prefix_caching=has_prefixes
+        ),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=has_chunks),
     )
 
 
@@ -69,6 +73,7 @@ def engine(**changed: Any) -> Any:
     [
         ({"kv_load_failure_policy": "fail"}, '"kv_load_failure_policy": "recompute"'),
         ({"kv_role": "kv_producer"}, 'write "kv_role": "kv_both"'),
+        ({"has_prefixes": False, "has_chunks": False}, "run this model without the connector"),
         ({"algorithm": "xxhash"}, "take sha256_cbor, or set PYTHONHASHSEED"),
         ({"kv_connector_extra_config": {"block_size": 64}}, "give vLLM a larger --block-size"),
         ({"kv_connector_extra_config": {"blocks_per_chunk": 2}}, "give vLLM a larger --block-size"),
@@ -82,6 +87,11 @@ def test_what_vllm_is_told(
     with pytest.raises(kvx.ConfigError) as caught:
         check_engine(engine(**changed))
     assert said in str(caught.value)
+
+
+def test_either_of_prefix_caching_and_chunked_prefill_is_enough() -> None:
+    check_engine(engine(has_prefixes=False))
+    check_engine(engine(has_chunks=False))
 
 
 def test_xxhash_with_a_seed_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_what_was_stored_is_loaded(two_tiers: Below, tier: str) -> None:
 
 @pytest.mark.parametrize("length", [31, 32, 33, 64, 95, 128])
 def test_tails_and_full_hits(two_tiers: Below, length: int) -> None:
-    """vLLM computes at least the last token, of a prompt that is all there too."""
+    """At least the last token is computed, of a prompt that is all there too."""
     prompt = prompt_of(f"tails {length}", length)
     computed = store(two_tiers.llm, prompt)
     again, num_cached = answer(two_tiers.llm, prompt)
@@ -83,6 +83,12 @@ def test_salts_never_share(two_tiers: Below) -> None:
     for same in ("a", None, "b"):
         assert answers(llm, [prompt], salt=same) == [(first[0], whole(prompt))]
         settle(llm)
+
+
+def test_adapters_never_share(two_tiers: Below) -> None:
+    prompt = prompt_of("adapted")
+    found = [hashes_of(two_tiers.llm, prompt, adapter=name) for name in ("", "a", "b")]
+    assert len({one for hashes in found for one in hashes}) == 3 * len(found[0])
 
 
 def test_blocks_that_go_between_lookup_and_load(

@@ -34,7 +34,7 @@ class Played:
     def poll(self) -> kvx.TransferState:
         return self.state
 
-    def wait_quiesced(self, timeout_s: float) -> bool:
+    def wait_quiesced(self, timeout_s: float) -> bool:  # noqa: ARG002 - as Transfer
         return self.has_quiesced
 
     def cancel(self) -> bool:
