@@ -50,8 +50,14 @@ class KvxConnector(OffloadingConnector):
             self._has_groups = len(kv_cache_config.kv_cache_groups) > 1
 
     @classmethod
-    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:  # noqa: ARG003 - vLLM's
-        """Ask for blocks that are one run of bytes; any layout works."""
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
+        """Ask for blocks that are one run of bytes; any layout works.
+
+        But not of MLA: some of its backends say that they take any layout, and fail with this one.
+        Its runs are long as they are.
+        """
+        if vllm_config.model_config.use_mla:
+            return super().get_required_kvcache_layout(vllm_config)
         return "BLHNC"
 
     def get_handshake_metadata(self) -> RankAddress | None:
@@ -104,7 +110,19 @@ class KvxConnector(OffloadingConnector):
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, KvxWorkerMetadata):
             self._manager.note_failures(meta.failures)
+            self._store_anew({one.req_id for one in meta.failures})
         super().update_connector_output(connector_output)
+
+    def _store_anew(self, req_ids: set[str]) -> None:
+        """Let requests store what they compute in place of what could not be loaded.
+
+        vLLM takes for stored what it has begun to load. Their block tables are empty until they are
+        scheduled, so none that was given back meanwhile can be stored.
+        """
+        for req_id in req_ids:
+            status = self.scheduler._req_status.get(req_id)  # noqa: SLF001 - it offers no other way
+            for group in () if status is None else status.group_states:
+                group.next_stored_chunk_idx = 0
 
     @property
     def _manager(self) -> KvxManager:

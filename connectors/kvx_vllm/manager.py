@@ -150,8 +150,12 @@ class KvxManager(OffloadingManager):
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
-        """Return what the workers store; what the cache has already, it does not copy again."""
-        wanted = [] if self._is_outdated(req_context) else list(keys)
+        """Return what the workers store; what the cache has already, it does not copy again.
+
+        Partial tails are left out: their hashes are in no chain that is counted from the start.
+        """
+        is_void = self._is_outdated(req_context)
+        wanted = [key for key in keys if not is_void and self._is_whole(key, req_context)]
         runs = self._runs(wanted, req_context, is_store=True)
         blocks = KvxBlocks(req_context.req_id, runs, self._ranks.life)
         return PrepareStoreOutput(wanted, blocks, [])
@@ -201,6 +205,10 @@ class KvxManager(OffloadingManager):
             location = kvx.Location(location.tiers, location.reason, is_final=True)
         found = request.answers[group] = Answer(first, location)
         return found
+
+    def _is_whole(self, key: OffloadKey, req_context: ReqContext) -> bool:
+        tokens = self._tokens[self._place_of[get_offload_group_idx(key)]]
+        return (req_context.get_offload_key_position(key) or 0) % tokens == 0
 
     def _tier_of(self, key: OffloadKey, req_context: ReqContext) -> kvx.TierKind:
         group = self._place_of[get_offload_group_idx(key)]
