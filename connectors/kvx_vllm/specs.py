@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
+
+if TYPE_CHECKING:
+    from kvx_vllm.events import TierChange
+    from kvx_vllm.metrics import Tally
 
 
 @dataclass(slots=True)
@@ -61,12 +66,25 @@ class KvxWorkerMetadata(OffloadingWorkerMetadata):
 
     Attributes:
         failures: Blocks that could not be loaded.
+        tally: What the ranks counted.
+        changes: What came to their tiers and left them, where anybody listens.
     """
 
     failures: list[LoadFailure] = field(default_factory=list)
+    tally: Tally | None = None
+    changes: list[TierChange] = field(default_factory=list)
 
     def aggregate(self, other: OffloadingWorkerMetadata) -> KvxWorkerMetadata:
         """Return what two ranks said together."""
         both = super().aggregate(other)
-        failures = [*self.failures, *getattr(other, "failures", ())]
-        return KvxWorkerMetadata(both.completed_jobs, both.transfer_stats, failures)
+        assert isinstance(other, KvxWorkerMetadata)
+        tally = self.tally or other.tally
+        if self.tally is not None and other.tally is not None:
+            tally = self.tally.plus(other.tally)
+        return KvxWorkerMetadata(
+            both.completed_jobs,
+            both.transfer_stats,
+            [*self.failures, *other.failures],
+            tally,
+            [*self.changes, *other.changes],
+        )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvx_vllm.rank_cache import GroupCache, RankCache
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import Run
+    from kvx_vllm.telling import RankTelling
 
 _log = logging.getLogger(__name__)
 _NULL_BLOCK = 0
@@ -65,8 +66,9 @@ class Job:
 class KvxWorker(OffloadingWorker):
     """Runs loads and stores; none of them fails vLLM, what did not arrive is told apart."""
 
-    def __init__(self, rank_cache: RankCache, settings: Settings) -> None:
+    def __init__(self, rank_cache: RankCache, settings: Settings, telling: RankTelling) -> None:
         """Have nothing under way; the cache is closed with the worker."""
+        self.telling = telling
         self._rank_cache = rank_cache
         self._settings = settings
         self._jobs: dict[int, Job] = {}
@@ -83,6 +85,7 @@ class KvxWorker(OffloadingWorker):
                 deadline_s=self._settings.store_deadline_s, after=_stream(group),
             )  # fmt: skip
             job.parts.append(Part(run, ids, hashes, transfer))
+        self.telling.began("store", job.parts)
         return True
 
     def submit_load(self, job_id: int, src_spec: KvxBlocks, dst_spec: GPULoadStoreSpec) -> bool:
@@ -95,6 +98,7 @@ class KvxWorker(OffloadingWorker):
                 deadline_s=self._settings.load_deadline_s, after=_stream(group),
             )  # fmt: skip
             job.parts.append(Part(run, ids, hashes, transfer))
+        self.telling.began("load", job.parts)
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -129,12 +133,17 @@ class KvxWorker(OffloadingWorker):
 
     def _finish(self, job_id: int, job: Job) -> TransferResult:
         num_bytes = 0
+        direction = "load" if job.is_load else "store"
         for part in job.parts:
             result = _outcome(part.transfer)
-            num_bytes += result.bytes_done if result is not None else 0
+            if result is not None:
+                num_bytes += result.bytes_done
+                self.telling.moved(direction, part, result)
             if job.is_load:
                 self._note_missing(job.blocks.req_id, part, result)
-        return TransferResult(job_id, True, num_bytes, time.monotonic() - job.began_s)  # noqa: FBT003 - vLLM's
+        seconds = time.monotonic() - job.began_s
+        self.telling.ended(direction, job.parts, seconds)
+        return TransferResult(job_id, True, num_bytes, seconds)  # noqa: FBT003 - vLLM's
 
     def _note_missing(self, req_id: str, part: Part, result: kvx.TransferResult | None) -> None:
         """Note the blocks that have to be computed, and that they are not to be tried again."""
