@@ -109,7 +109,19 @@ class KvxConnector(OffloadingConnector):
         if isinstance(meta, KvxWorkerMetadata):
             self._manager.note_failures(meta.failures)
             self._manager.note_told(meta.tally, meta.changes)
+            self._store_anew({one.req_id for one in meta.failures})
         super().update_connector_output(connector_output)
+
+    def _store_anew(self, req_ids: set[str]) -> None:
+        """Let requests store what they compute in place of what could not be loaded.
+
+        vLLM takes for stored what it has begun to load. Their block tables are empty until they are
+        scheduled, so none that was given back meanwhile can be stored.
+        """
+        for req_id in req_ids:
+            status = self.scheduler._req_status.get(req_id)  # noqa: SLF001 - it offers no other way
+            for group in () if status is None else status.group_states:
+                group.next_stored_chunk_idx = 0
 
     def request_finished(
         self, request: Request, block_ids: list[int]

@@ -151,8 +151,11 @@ class KvxManager(OffloadingManager):
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
-        """Return what the workers store; what the cache has already, it does not copy again."""
-        wanted = list(keys)
+        """Return what the workers store; what the cache has already, it does not copy again.
+
+        Partial tails are left out: their hashes are in no chain that is counted from the start.
+        """
+        wanted = [key for key in keys if self._is_whole(key, req_context)]
         blocks = KvxBlocks(req_context.req_id, self._runs(wanted, req_context, is_store=True))
         return PrepareStoreOutput(wanted, blocks, [])
 
@@ -236,6 +239,10 @@ class KvxManager(OffloadingManager):
         end = req_context.get_offload_key_position(key) or 0
         begin = (end - 1) // tokens * tokens
         return PlannedBlock(key, begin, end, self._tier_of(key, req_context))
+
+    def _is_whole(self, key: OffloadKey, req_context: ReqContext) -> bool:
+        tokens = self._tokens[self._place_of[get_offload_group_idx(key)]]
+        return (req_context.get_offload_key_position(key) or 0) % tokens == 0
 
     def _tier_of(self, key: OffloadKey, req_context: ReqContext) -> kvx.TierKind:
         group = self._place_of[get_offload_group_idx(key)]
