@@ -46,12 +46,14 @@ class Account:
     planned: list[PlannedBlock] = field(default_factory=list)
     failures: dict[bytes, kvx.MissReason] = field(default_factory=dict)
     is_settled: bool = False
+    _served: dict[bytes, kvx.TierKind] = field(default_factory=dict)
     _reason: kvx.MissReason = kvx.MissReason.HIT
 
     def begin(self, num_computed: int) -> None:
         """Start over: the scheduler looks the prompt up, maybe once more."""
         if not self.is_settled:
             self.num_computed, self.planned = num_computed, []
+            self._served.clear()
 
     def plan(self, blocks: Sequence[PlannedBlock]) -> None:
         """Note what is to be loaded."""
@@ -63,6 +65,11 @@ class Account:
         is_new = key not in self.failures
         self.failures.setdefault(key, reason)
         return is_new
+
+    def divert(self, key: bytes, tier: kvx.TierKind) -> None:
+        """Note a block that came from another tier than it was found in; the slowest counts."""
+        if not self.is_settled:
+            self._served[key] = max(tier, self._served.get(key, tier))
 
     def settle(self, locations: Iterable[tuple[int, int, kvx.Location]]) -> bool:
         """Note that the prompt is scheduled now; False when it was before.
@@ -79,7 +86,9 @@ class Account:
             self._reason = self.failures[min(failed, key=lambda block: block.begin).key]
         else:
             end = max((block.end for block in self.planned), default=self.num_computed)
-            self._reason = _why_it_ended(end, locations)
+            # What failed before is not even looked for again.
+            failed_before = next(iter(self.failures.values()), kvx.MissReason.HIT)
+            self._reason = _why_it_ended(end, locations) or failed_before
         return True
 
     @property
@@ -104,10 +113,13 @@ class Account:
         tiers = np.zeros(end, np.uint8)
         for block in loaded:
             covered = tiers[block.begin : block.end]
-            np.maximum(covered, np.uint8(block.tier), out=covered)
-        tiers[tiers == kvx.TierKind.NONE] = max(block.tier for block in loaded)
+            np.maximum(covered, np.uint8(self._tier_of(block)), out=covered)
+        tiers[tiers == kvx.TierKind.NONE] = max(map(self._tier_of, loaded))
         counts = Counter(tiers[self.num_computed :].tolist())
         return {kvx.TierKind(tier).name.lower(): count for tier, count in counts.items()}
+
+    def _tier_of(self, block: PlannedBlock) -> kvx.TierKind:
+        return self._served.get(block.key, block.tier)
 
     def told(self, tiers: Iterable[str]) -> dict[str, object]:
         """Return what the response of the request says of it.

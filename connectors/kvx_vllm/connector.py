@@ -97,18 +97,19 @@ class KvxConnector(OffloadingConnector):
         if self.connector_worker is None:
             return None
         failures = self._worker.take_failures()
-        tally, changes = self._worker.telling.take()
-        if meta is None and not failures and tally is None and not changes:
+        told = self._worker.telling.take()
+        if meta is None and not failures and told is None:
             return None
         meta = meta or OffloadingWorkerMetadata()
-        return KvxWorkerMetadata(meta.completed_jobs, meta.transfer_stats, failures, tally, changes)
+        return KvxWorkerMetadata(meta.completed_jobs, meta.transfer_stats, failures, told)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Take what the workers said."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, KvxWorkerMetadata):
             self._manager.note_failures(meta.failures)
-            self._manager.note_told(meta.tally, meta.changes)
+            if meta.told is not None:
+                self._manager.note_told(meta.told)
             self._store_anew({one.req_id for one in meta.failures})
         super().update_connector_output(connector_output)
 

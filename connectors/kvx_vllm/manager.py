@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingEvent, ScheduleEndContext
     from vllm.v1.kv_offload.config import OffloadingConfig
 
-    from kvx_vllm.events import TierChange
-    from kvx_vllm.metrics import Tally
     from kvx_vllm.ranks import Ranks
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import LoadFailure
+    from kvx_vllm.telling import Told
 
 _SOURCES = {
     kvx.TierKind.HBM: CacheHitSource.HOST,
@@ -175,11 +174,15 @@ class KvxManager(OffloadingManager):
             ]
             self._meter.note_failures(fresh)
 
-    def note_told(self, tally: Tally | None, changes: Sequence[TierChange]) -> None:
+    def note_told(self, told: Told) -> None:
         """Take what the ranks tell."""
-        if tally is not None:
-            self._meter.note_tally(tally)
-        self._announcer.note(changes)
+        self._meter.note_tally(told.tally)
+        self._announcer.note(told.changes)
+        for served in told.diverted:
+            request = self._requests.get(served.req_id)
+            if request is not None:
+                key = make_offload_key(served.block_hash, self._group_ids[served.group])
+                request.account.divert(key, served.tier)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Close the account of prompts that are computed now, with what was loaded for them."""
@@ -268,6 +271,8 @@ class KvxManager(OffloadingManager):
             if not goes_on:
                 runs.append(Run(group, [], self._prefix(req_context, group, place, is_store)))
             runs[-1].hashes.append(get_offload_block_hash(key))
+            if not is_store:
+                runs[-1].tiers.append(self._tier_of(key, req_context))
             before = (group, place)
         return runs
 

@@ -11,8 +11,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
 if TYPE_CHECKING:
-    from kvx_vllm.events import TierChange
-    from kvx_vllm.metrics import Tally
+    from kvx_vllm.telling import Told
 
 
 @dataclass(slots=True)
@@ -23,11 +22,13 @@ class Run:
         group: Place among the connector's groups.
         hashes: vLLM's hashes of the blocks.
         prefix: Hashes of all blocks before them, where somebody counts from the start.
+        tiers: `kvx.TierKind` of each block that is to be loaded: where it was found.
     """
 
     group: int
     hashes: list[bytes]
     prefix: list[bytes] = field(default_factory=list)
+    tiers: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(slots=True)
@@ -66,25 +67,22 @@ class KvxWorkerMetadata(OffloadingWorkerMetadata):
 
     Attributes:
         failures: Blocks that could not be loaded.
-        tally: What the ranks counted.
-        changes: What came to their tiers and left them, where anybody listens.
+        told: What the ranks tell besides.
     """
 
     failures: list[LoadFailure] = field(default_factory=list)
-    tally: Tally | None = None
-    changes: list[TierChange] = field(default_factory=list)
+    told: Told | None = None
 
     def aggregate(self, other: OffloadingWorkerMetadata) -> KvxWorkerMetadata:
         """Return what two ranks said together."""
         both = super().aggregate(other)
         assert isinstance(other, KvxWorkerMetadata)
-        tally = self.tally or other.tally
-        if self.tally is not None and other.tally is not None:
-            tally = self.tally.plus(other.tally)
+        told = self.told or other.told
+        if self.told is not None and other.told is not None:
+            told = self.told.plus(other.told)
         return KvxWorkerMetadata(
             both.completed_jobs,
             both.transfer_stats,
             [*self.failures, *other.failures],
-            tally,
-            [*self.changes, *other.changes],
+            told,
         )

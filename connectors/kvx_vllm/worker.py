@@ -166,7 +166,7 @@ class KvxWorker(OffloadingWorker):
             result = _outcome(part.transfer)
             if result is not None:
                 num_bytes += result.bytes_done
-                self.telling.moved(job.direction, part, result)
+                self.telling.moved(job, part, result)
             if job.is_load:
                 self._note_missing(job.blocks.req_id, part, result)
         seconds = time.monotonic() - job.began_s

@@ -24,9 +24,7 @@ def moto_process() -> Iterator[Service]:
         try:
             wait_until(lambda: server.poll() is not None or _listens(host, port), 30.0)
             assert server.poll() is None, f"moto's server ended with {server.returncode}"
-            yield Service(
-                f"http://{host}:{port}", keys=Keys("anyone", "anything"), software="moto"
-            )
+            yield Service(f"http://{host}:{port}", keys=Keys("anyone", "anything"), software="moto")
         finally:
             server.kill()
 
