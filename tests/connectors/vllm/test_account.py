@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from kvx_vllm.account import Account, PlannedBlock
 
 from kvx import Location, MissReason, TierKind
+from kvx_vllm.account import Account, PlannedBlock
 
 DRAM, NVME, S3 = TierKind.DRAM, TierKind.NVME, TierKind.S3
 
