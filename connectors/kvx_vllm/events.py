@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +54,7 @@ RESIDENCES = {
     "nvme": Residence(Medium.STORAGE, Locality.LOCAL, "nvme", removal_expected=True),
     "s3": Residence(Medium.STORAGE, Locality.REMOTE, "s3", removal_expected=False),
 }
+_BITS = {tier: 1 << place for place, tier in enumerate(RESIDENCES)}
 
 
 @dataclass(slots=True)
@@ -77,11 +78,11 @@ class TierChange:
 
 @dataclass(slots=True)
 class _Known:
-    """A block by vLLM's name, and the tiers that are said to hold it."""
+    """A block by vLLM's name, and the tiers that are said to hold it, a bit each."""
 
     group: int
     block_hash: bytes
-    tiers: set[str] = field(default_factory=set)
+    tiers: int = 0
 
 
 class EventReader:
@@ -149,7 +150,7 @@ class EventReader:
             if tier not in RESIDENCES:
                 continue
             now = set(_cut(rows.tobytes()))
-            for key in [one for one, known in self._held.items() if tier in known.tiers]:
+            for key in [one for one, known in self._held.items() if known.tiers & _BITS[tier]]:
                 if key not in now:
                     self._leave(changes, key, (tier,))
             for key in now:
@@ -166,8 +167,8 @@ class EventReader:
             return
         self._awaited.pop(key, None)
         self._held[key] = known
-        if tier not in known.tiers:
-            known.tiers.add(tier)
+        if not known.tiers & _BITS[tier]:
+            known.tiers |= _BITS[tier]
             self._say(changes, known, tier, is_removed=False)
 
     def _leave(self, changes: list[TierChange], key: bytes, tiers: Iterable[str]) -> None:
@@ -175,8 +176,8 @@ class EventReader:
         if known is None:
             return
         for tier in tiers:
-            if tier in known.tiers:
-                known.tiers.discard(tier)
+            if known.tiers & _BITS[tier]:
+                known.tiers ^= _BITS[tier]
                 self._say(changes, known, tier, is_removed=True)
         if not known.tiers:
             # It may be on its way in again already.
@@ -193,9 +194,12 @@ class EventReader:
         self, changes: list[TierChange], known: _Known, tier: str, *, is_removed: bool
     ) -> None:
         last = changes[-1] if changes else None
-        if last is None or (last.tier, last.is_removed, last.group) != (
-            tier, is_removed, known.group,
-        ):  # fmt: skip
+        if (
+            last is None
+            or last.tier != tier
+            or last.is_removed is not is_removed
+            or last.group != known.group
+        ):
             last = TierChange(self._rank, tier, is_removed, known.group, [])
             changes.append(last)
         last.hashes.append(known.block_hash)
