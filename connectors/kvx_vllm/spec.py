@@ -6,6 +6,7 @@ import contextlib
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadingSpec
 
 import kvx
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingMetricMetadata
     from vllm.v1.kv_offload.config import OffloadingConfig
 
+_log = init_logger("vllm.kvx")  # vLLM shows what is said below its own name
 _engine: ContextVar[EngineFacts] = ContextVar("the engine whose connector is being made")
 
 
@@ -84,6 +86,13 @@ class KvxSpec(OffloadingSpec):
         except BaseException:
             cache.close(timeout_s=1.0)
             raise
+        for place, group in enumerate(rank_cache.groups):
+            _log.info(
+                "kvx: rank %d keeps KV cache group %d in blocks of %d tokens and %d bytes, "
+                "namespace %s",
+                parallel.rank, place, group.space.namespace.block_tokens, group.space.block_bytes,
+                group.space.namespace.public_id.hex(),
+            )  # fmt: skip
         has_events = self.kv_events_config.enable_kv_cache_events
         telling = RankTelling(rank_cache, parallel.rank, has_events=has_events)
         return KvxWorker(rank_cache, self._settings, telling)
