@@ -53,8 +53,14 @@ class KvxConnector(OffloadingConnector):
             self._has_groups = len(kv_cache_config.kv_cache_groups) > 1
 
     @classmethod
-    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:  # noqa: ARG003 - vLLM's
-        """Ask for blocks that are one run of bytes; any layout works."""
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
+        """Ask for blocks that are one run of bytes; any layout works.
+
+        But not of MLA: some of its backends say that they take any layout, and fail with this one.
+        Its runs are long as they are.
+        """
+        if vllm_config.model_config.use_mla:
+            return super().get_required_kvcache_layout(vllm_config)
         return "BLHNC"
 
     @classmethod

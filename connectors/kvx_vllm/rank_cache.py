@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import kvx
-from kvx.namespace import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,13 +128,13 @@ def views_of(caches: CanonicalKVCaches) -> list[tuple[tuple[int, ...], kvx.Block
 
 
 def _check_blocks(group: int, view: kvx.BlockView) -> None:
-    size = view.layout.block_bytes
-    if not BLOCK_BYTES_MIN <= size <= BLOCK_BYTES_MAX:
-        change = "larger" if size < BLOCK_BYTES_MIN else "smaller"
+    try:
+        kvx.Namespace("any", "any", view.layout.block_bytes)
+    except kvx.UsageError as error:
         raise kvx.ConfigError(
-            f"blocks of KV cache group {group} have {size} bytes, and kvx keeps blocks of "
-            f"{BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}: give vLLM a {change} --block-size"
-        )
+            f"blocks of KV cache group {group} cannot be kept: {error}; "
+            "give vLLM another --block-size"
+        ) from None
     if view.overlapping is not None:
         one, other = view.overlapping
         raise kvx.ConfigError(

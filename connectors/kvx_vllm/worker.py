@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import logging
 import time
 from dataclasses import dataclass, field
@@ -183,6 +183,7 @@ class KvxWorker(OffloadingWorker):
         if not len(missed):
             return
         self._bad_blocks.update(part.block_ids[missed].tolist())
+        _clean(self._rank_cache.groups[part.run.group], part.block_ids[missed])
         names = [kvx.MissReason(int(reasons[row])).name.lower() for row in missed]
         hashes = [part.hashes[row] for row in missed]
         self._failed.append(LoadFailure(req_id, part.run.group, hashes, names))
@@ -210,6 +211,20 @@ def _aligned(
             yield run, of_run[real], [run.hashes[row] for row in real]
 
 
+def _clean(group: GroupCache, block_ids: npt.NDArray[np.int64]) -> None:
+    """Zero blocks of host memory that were not filled.
+
+    kvx leaves NaN where wrong bytes had been on their way. Attention multiplies what lies behind
+    the end of a prompt by 0: NaN stays NaN, in the answer of whoever is given the block next.
+    Device memory is left as it was by kvx itself.
+    """
+    if group.is_on_device:
+        return
+    for base, stride, size in group.view.planes.tolist():
+        for block in block_ids.tolist():
+            ctypes.memset(base + block * stride, 0, size)
+
+
 def _stream(group: GroupCache) -> object:
     """Return the stream that the engine computes on; None in host memory."""
     return torch.cuda.current_stream().cuda_stream if group.is_on_device else None
@@ -224,9 +239,11 @@ def _is_over(job: Job) -> bool:
 
 def _give_up_after(transfer: kvx.Transfer[kvx.TransferResult], timeout_s: float) -> None:
     """Cancel a transfer that does not end in time."""
-    with contextlib.suppress(kvx.KvxError):
+    try:
         transfer.wait(timeout_s)
-    transfer.cancel()
+    except kvx.KvxError as error:
+        if transfer.cancel():
+            _log.warning("blocks are wanted back before they are stored: %s", error)
 
 
 def _outcome(transfer: kvx.Transfer[kvx.TransferResult] | None) -> kvx.TransferResult | None:
