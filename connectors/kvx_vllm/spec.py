@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadingSpec
 
 import kvx
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
+from kvx_vllm.metrics import definitions
 from kvx_vllm.rank_cache import RankCache, config_of_rank, rank_cache_here, views_of
 from kvx_vllm.rank_server import socket_path
 from kvx_vllm.ranks import ONE_MACHINE, OneRankHere, RanksElsewhere
 from kvx_vllm.settings import Settings
+from kvx_vllm.telling import RankTelling
 from kvx_vllm.worker import KvxWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vllm.v1.kv_offload.base import CanonicalKVCaches
+    from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingMetricMetadata
     from vllm.v1.kv_offload.config import OffloadingConfig
 
     from kvx_vllm.ranks import Ranks
 
+_log = init_logger("vllm.kvx")  # vLLM shows what is said below its own name
 _engine: ContextVar[EngineFacts] = ContextVar("the engine whose connector is being made")
 
 
@@ -56,6 +60,14 @@ class KvxSpec(OffloadingSpec):
             ) from None
         self._settings = Settings.of(config.extra_config)
 
+    @classmethod
+    def build_metric_definitions(
+        cls,
+        extra_config: dict[str, Any],  # noqa: ARG003 - vLLM's
+    ) -> dict[str, OffloadingMetricMetadata]:
+        """Return the metrics."""
+        return definitions()
+
     def get_manager(self) -> KvxManager:
         """Return the scheduler's half; the workers are there already.
 
@@ -83,7 +95,16 @@ class KvxSpec(OffloadingSpec):
         except BaseException:
             cache.close(timeout_s=1.0)
             raise
-        return KvxWorker(rank_cache, self._settings)
+        for place, group in enumerate(rank_cache.groups):
+            _log.info(
+                "kvx: rank %d keeps KV cache group %d in blocks of %d tokens and %d bytes, "
+                "namespace %s",
+                parallel.rank, place, group.space.namespace.block_tokens, group.space.block_bytes,
+                group.space.namespace.public_id.hex(),
+            )  # fmt: skip
+        has_events = self.kv_events_config.enable_kv_cache_events
+        telling = RankTelling(rank_cache, parallel.rank, has_events=has_events)
+        return KvxWorker(rank_cache, self._settings, telling)
 
     def _ranks(self) -> Ranks:
         parallel = self._facts.config.parallel_config
