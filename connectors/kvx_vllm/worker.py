@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kvx_vllm.rank_cache import GroupCache, RankCache
     from kvx_vllm.settings import Settings
-    from kvx_vllm.specs import Run
+    from kvx_vllm.specs import RankAddress, Run
     from kvx_vllm.telling import RankTelling
 
 _log = logging.getLogger(__name__)
@@ -88,13 +88,23 @@ class KvxWorker(OffloadingWorker):
         self._bad_blocks: set[int] = set()
         self._failed: list[LoadFailure] = []
 
+    @property
+    def address(self) -> RankAddress | None:
+        """Where the scheduler asks this rank; None where it is in this process."""
+        return self._rank_cache.address
+
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: KvxBlocks) -> bool:
         """Begin to copy blocks of the engine into the cache."""
-        self._submit(job_id, Job(dst_spec, is_load=False), src_spec)
+        job = Job(dst_spec, is_load=False)
+        if self._rank_cache.begin_life(dst_spec.life):
+            self._submit(job_id, job, src_spec)
+        else:
+            self._jobs[job_id] = job  # of KV from before a reset: nothing to do
         return True
 
     def submit_load(self, job_id: int, src_spec: KvxBlocks, dst_spec: GPULoadStoreSpec) -> bool:
         """Begin to copy blocks of the cache into the engine."""
+        self._rank_cache.begin_life(src_spec.life)
         self._submit(job_id, Job(src_spec, is_load=True), dst_spec)
         return True
 

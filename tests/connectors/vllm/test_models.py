@@ -146,7 +146,7 @@ def check_lost_blocks(below: Below) -> None:
     llm, prompt = below.llm, prompt_of("lost", 300)
     computed, hashes = store(llm, prompt), hashes_of(below.llm, prompt)
     for group in range(len(below.rank.groups)):
-        for place in (0, 5, len(hashes) - 1):
+        for place in (0, 5):
             below.drop(hashes[place : place + 1], group)
             assert answer(llm, prompt)[0] == computed
             below.check_nothing_leaked()
@@ -165,9 +165,9 @@ def check_lost_blocks(below: Below) -> None:
 def check_damage(below: Below, failpoints: _core.Failpoints) -> None:
     """Require it of loads that fail in part, and of those that all fail."""
     llm = below.llm
-    prompts = [prompt_of(f"damaged {n}", 200 + 40 * n) for n in range(3)]
+    prompts = [prompt_of(f"damaged {n}", 200 + 40 * n) for n in range(2)]
     computed = [answer(llm, prompt)[0] for prompt in prompts]
-    for action, share in (("flip", 0.3), ("eio", 0.3), ("flip", 1.0), ("eio", 1.0)):
+    for action, share in (("flip", 0.3), ("eio", 1.0)):
         settle(llm)
         below.push_down()
         before = below.count("kvx_transfers_total", verb="onboard", state="done")
