@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingWorkerMetadata,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
 from kvx_vllm.settings import Settings, check_engine
 from kvx_vllm.spec import made_for
-from kvx_vllm.specs import KvxWorkerMetadata
+from kvx_vllm.specs import KvxWorkerMetadata, RankAddress
 from kvx_vllm.worker import KvxWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        PromMetric,
+        PromMetricT,
+    )
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
@@ -38,9 +50,8 @@ class KvxConnector(OffloadingConnector):
             kvx.ConfigError: A setting is wrong; says which, and what to write.
         """
         check_engine(vllm_config)
-        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        Settings.of(extra)
-        extra |= {"spec_name": "KvxSpec", "spec_module_path": "kvx_vllm.spec"}
+        Settings.of(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        _name_spec(vllm_config)
         with made_for(EngineFacts(vllm_config, kv_cache_config)):
             super().__init__(vllm_config, role, kv_cache_config)
             self._has_groups = len(kv_cache_config.kv_cache_groups) > 1
@@ -55,6 +66,35 @@ class KvxConnector(OffloadingConnector):
         if vllm_config.model_config.use_mla:
             return super().get_required_kvcache_layout(vllm_config)
         return "BLHNC"
+
+    def get_handshake_metadata(self) -> RankAddress | None:
+        """Return where the scheduler asks this rank; None where it is in this process."""
+        return self._worker.address
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: Mapping[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """Take where all ranks can be asked.
+
+        Raises:
+            kvx.UnavailableError: One cannot be reached from here.
+        """
+        told = [one for one in metadata.values() if isinstance(one, RankAddress)]
+        self._manager.meet_ranks({one.rank: Path(one.path) for one in told})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        """Register the metrics, in a process that has no connector otherwise."""
+        _name_spec(vllm_config)
+        return super().build_prom_metrics(
+            vllm_config, metric_types, labelnames, per_engine_labelvalues
+        )
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
@@ -77,20 +117,24 @@ class KvxConnector(OffloadingConnector):
         return set() if self._has_groups else bad
 
     def build_connector_worker_meta(self) -> KvxWorkerMetadata | None:
-        """Return what has ended, and what could not be loaded."""
+        """Return what has ended, what could not be loaded, and what the rank tells."""
         meta = super().build_connector_worker_meta()
-        failures = self._worker.take_failures() if self.connector_worker is not None else []
-        if meta is None and not failures:
+        if self.connector_worker is None:
             return None
-        if meta is None:
-            return KvxWorkerMetadata(failures=failures)
-        return KvxWorkerMetadata(meta.completed_jobs, meta.transfer_stats, failures)
+        failures = self._worker.take_failures()
+        told = self._worker.telling.take()
+        if meta is None and not failures and told is None:
+            return None
+        meta = meta or OffloadingWorkerMetadata()
+        return KvxWorkerMetadata(meta.completed_jobs, meta.transfer_stats, failures, told)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Take what the workers said."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, KvxWorkerMetadata):
             self._manager.note_failures(meta.failures)
+            if meta.told is not None:
+                self._manager.note_told(meta.told)
             self._store_anew({one.req_id for one in meta.failures})
         super().update_connector_output(connector_output)
 
@@ -105,6 +149,24 @@ class KvxConnector(OffloadingConnector):
             for group in () if status is None else status.group_states:
                 group.next_stored_chunk_idx = 0
 
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Say what became of its prompt, in the response."""
+        is_delayed, params = super().request_finished(request, block_ids)
+        return is_delayed, self._told(request, params)
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Say what became of its prompt, in the response."""
+        is_delayed, params = super().request_finished_all_groups(request, block_ids)
+        return is_delayed, self._told(request, params)
+
+    def _told(self, request: Request, params: dict[str, Any] | None) -> dict[str, Any] | None:
+        told = self._manager.told(request.request_id)
+        return params if told is None else {**(params or {}), "kvx": told}
+
     @property
     def _manager(self) -> KvxManager:
         manager = self.scheduler.manager
@@ -117,3 +179,11 @@ class KvxConnector(OffloadingConnector):
         worker = self.connector_worker.worker
         assert isinstance(worker, KvxWorker)
         return worker
+
+
+def _name_spec(config: VllmConfig) -> None:
+    """Tell vLLM's framework what it makes manager and worker by, and whose metrics there are."""
+    config.kv_transfer_config.kv_connector_extra_config |= {
+        "spec_name": "KvxSpec",
+        "spec_module_path": "kvx_vllm.spec",
+    }

@@ -29,7 +29,8 @@ class Settings:
         cache: The tiers, as `kvx.TieredCache.open` takes them.
         load_deadline_s: Seconds a load may take; what has not come then is computed.
         store_deadline_s: Seconds a store may take.
-        lookup_deadline_s: Seconds a request waits at most to hear what S3 holds.
+        lookup_deadline_s: Seconds a request waits at most to hear what S3, and what ranks in other
+            processes, hold.
         revision: Of the weights, where the model's own revision does not tell.
     """
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from kvx_vllm.rank_cache import GroupCache, RankCache
     from kvx_vllm.settings import Settings
-    from kvx_vllm.specs import Run
+    from kvx_vllm.specs import RankAddress, Run
+    from kvx_vllm.telling import RankTelling
 
 _log = logging.getLogger(__name__)
 _NULL_BLOCK = 0
@@ -65,6 +66,11 @@ class Job:
     parts: list[Part] = field(default_factory=list)
 
     @property
+    def direction(self) -> str:
+        """What metrics call it."""
+        return "load" if self.is_load else "store"
+
+    @property
     def transfers(self) -> list[kvx.Transfer[kvx.TransferResult]]:
         """Those that have begun."""
         return [part.transfer for part in self.parts if part.transfer is not None]
@@ -73,21 +79,32 @@ class Job:
 class KvxWorker(OffloadingWorker):
     """Runs loads and stores; none of them fails vLLM, what did not arrive is told apart."""
 
-    def __init__(self, rank_cache: RankCache, settings: Settings) -> None:
+    def __init__(self, rank_cache: RankCache, settings: Settings, telling: RankTelling) -> None:
         """Have nothing under way; the cache is closed with the worker."""
+        self.telling = telling
         self._rank_cache = rank_cache
         self._settings = settings
         self._jobs: dict[int, Job] = {}
         self._bad_blocks: set[int] = set()
         self._failed: list[LoadFailure] = []
 
+    @property
+    def address(self) -> RankAddress | None:
+        """Where the scheduler asks this rank; None where it is in this process."""
+        return self._rank_cache.address
+
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: KvxBlocks) -> bool:
         """Begin to copy blocks of the engine into the cache."""
-        self._submit(job_id, Job(dst_spec, is_load=False), src_spec)
+        job = Job(dst_spec, is_load=False)
+        if self._rank_cache.begin_life(dst_spec.life):
+            self._submit(job_id, job, src_spec)
+        else:
+            self._jobs[job_id] = job  # of KV from before a reset: nothing to do
         return True
 
     def submit_load(self, job_id: int, src_spec: KvxBlocks, dst_spec: GPULoadStoreSpec) -> bool:
         """Begin to copy blocks of the cache into the engine."""
+        self._rank_cache.begin_life(src_spec.life)
         self._submit(job_id, Job(src_spec, is_load=True), dst_spec)
         return True
 
@@ -138,6 +155,7 @@ class KvxWorker(OffloadingWorker):
                 verb = "loading" if job.is_load else "storing"
                 _log.warning("%s %d blocks could not begin: %s", verb, len(hashes), error)
             job.parts.append(Part(run, ids, hashes, transfer))
+        self.telling.began(job.direction, job.parts)
 
     def _begin(
         self, run: Run, ids: npt.NDArray[np.int64], hashes: list[bytes], *, is_load: bool
@@ -156,10 +174,14 @@ class KvxWorker(OffloadingWorker):
         num_bytes = 0
         for part in job.parts:
             result = _outcome(part.transfer)
-            num_bytes += result.bytes_done if result is not None else 0
+            if result is not None:
+                num_bytes += result.bytes_done
+                self.telling.moved(job, part, result)
             if job.is_load:
                 self._note_missing(job.blocks.req_id, part, result)
-        return TransferResult(job_id, True, num_bytes, time.monotonic() - job.began_s)  # noqa: FBT003 - vLLM's
+        seconds = time.monotonic() - job.began_s
+        self.telling.ended(job.direction, job.parts, seconds)
+        return TransferResult(job_id, True, num_bytes, seconds)  # noqa: FBT003 - vLLM's
 
     def _note_missing(self, req_id: str, part: Part, result: kvx.TransferResult | None) -> None:
         """Note the blocks that have to be computed, and that they are not to be tried again."""

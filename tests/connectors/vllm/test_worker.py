@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec
 import kvx
 from kvx_vllm.settings import Settings
 from kvx_vllm.specs import KvxBlocks, Run
+from kvx_vllm.telling import RankTelling
 from kvx_vllm.worker import KvxWorker
 
 REASON = kvx.MissReason
@@ -66,7 +68,8 @@ class Bench:
         self.memory = [np.full((8, 4096), 255, np.uint8) for _ in range(2)]
         self.asked: list[tuple[list[bytes], list[int]]] = []
         groups = [self._group(memory) for memory in self.memory]
-        self.worker = KvxWorker(SimpleNamespace(groups=groups), SETTINGS)  # type: ignore[arg-type]
+        cache: Any = SimpleNamespace(groups=groups)
+        self.worker = KvxWorker(cache, SETTINGS, Mock(RankTelling))
 
     def _group(self, memory: Any) -> Any:
         def begin(hashes: list[bytes], blocks: kvx.BlockSelection, **_: object) -> Played:
