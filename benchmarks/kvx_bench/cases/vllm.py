@@ -25,6 +25,15 @@ _HITS = {
     "nvme": "kvx, DRAM smaller than the prompt: read from the disk",
     "example": "vLLM's ExampleConnector to files; its offloading connector and tiers refuse CPUs",
 }
+# vLLM reads these when it is imported; the engine is in the process that looks at it.
+_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 _STANDING = 1
 _fresh = itertools.count(1000)
 
@@ -66,7 +75,9 @@ class Engine:
         assert options.vllm_python is not None, "why_not() said so"
         directory = options.path / how
         directory.mkdir()
-        self._child = Child.of_folders("kvx_bench.vllm.side", "kvx_vllm", options.vllm_python)
+        self._child = Child.of_folders(
+            "kvx_bench.vllm.side", "kvx_vllm", options.vllm_python, _SETTINGS
+        )
         self._child.socket.settimeout(_PATIENCE_S)
         try:
             self.ask(

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-# vLLM reads these when it is imported; the engine is in this process, to be looked at.
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",
-}
 BLOCK_TOKENS = 32
 _VOCABULARY = 4096
 # 33 million parameters; the KV of a token takes 16 KiB.
