@@ -24,6 +24,8 @@ NONE, DRAM = kvx.TierKind.NONE, kvx.TierKind.DRAM
 class Bench:
     """A manager of two groups, of 32 and of 64 tokens a block; hashes are of 32 tokens."""
 
+    life = 0
+
     def __init__(self) -> None:
         self.held: list[kvx.TierKind] = [DRAM] * len(HASHES)
         self.is_final = True
@@ -32,7 +34,11 @@ class Bench:
             SimpleNamespace(group_id=number, tokens_per_block=tokens)
             for number, tokens in ((0, 32), (3, 64))
         ]
-        config = SimpleNamespace(groups=groups, cache=SimpleNamespace(tokens_per_hash=32))
+        config = SimpleNamespace(
+            groups=groups,
+            cache=SimpleNamespace(tokens_per_hash=32),
+            parallel=SimpleNamespace(world_size=1),
+        )
         self.manager = KvxManager(config, SETTINGS, self)  # type: ignore[arg-type]
         self.context = ReqContext("r")
         self.manager.on_new_request(self.context)
