@@ -783,7 +783,7 @@ class Kernels:
 
 class Job:
     """
-    The shared handle of one batch. *Terminal*: its results are final. *Quiesced*: nothing touches its memory any more; before that it may be neither reused nor freed. Thread-safe, and usable after its engine was closed.
+    The shared handle of one batch. *Terminal*: its results are final. *Quiesced*: nothing touches its memory any more; before that it may be neither reused nor freed, but for its planes, which are *at rest* once it is terminal and no copy from or to them is running. Thread-safe, and usable after its engine was closed.
     """
 
     @property
@@ -802,6 +802,9 @@ class Job:
     def is_terminal(self) -> bool:
         """Whether the results are final."""
 
+    def is_at_rest(self) -> bool:
+        """Whether nothing touches the planes any more."""
+
     def is_quiesced(self) -> bool:
         """Whether nothing touches the memory any more."""
 
@@ -809,6 +812,9 @@ class Job:
         """
         Wait without the GIL, doing some of the job's copying meanwhile. True once terminal.
         """
+
+    def wait_at_rest(self, timeout_s: float) -> bool:
+        """Wait without the GIL. True once at rest."""
 
     def wait_quiesced(self, timeout_s: float) -> bool:
         """Wait without the GIL. True once quiesced."""

@@ -24,10 +24,12 @@ Array<T> results(const Job& job, void (Job::*fill)(std::span<T>) const) {
 }  // namespace
 
 void bind_job(nb::module_& module) {
-  nb::class_<Job>(module, "Job",
-                  "The shared handle of one batch. *Terminal*: its results are final. *Quiesced*: "
-                  "nothing touches its memory any more; before that it may be neither reused nor "
-                  "freed. Thread-safe, and usable after its engine was closed.")
+  nb::class_<Job>(
+      module, "Job",
+      "The shared handle of one batch. *Terminal*: its results are final. *Quiesced*: "
+      "nothing touches its memory any more; before that it may be neither reused nor "
+      "freed, but for its planes, which are *at rest* once it is terminal and no copy "
+      "from or to them is running. Thread-safe, and usable after its engine was closed.")
       .def_prop_ro("id", &Job::id, "Number of the job, unique in its engine; ints from 1.")
       .def_prop_ro(
           "kind", [](const Job& job) { return name_of(job_kind_name(job.kind())); },
@@ -36,9 +38,12 @@ void bind_job(nb::module_& module) {
           "state", [](const Job& job) { return name_of(job_state_name(job.state())); },
           "\"running\", \"done\" (every block ok), \"failed\", \"timed_out\" or \"cancelled\".")
       .def("is_terminal", &Job::is_terminal, "Whether the results are final.")
+      .def("is_at_rest", &Job::is_at_rest, "Whether nothing touches the planes any more.")
       .def("is_quiesced", &Job::is_quiesced, "Whether nothing touches the memory any more.")
       .def("wait", &Job::wait, "timeout_s"_a, nb::call_guard<nb::gil_scoped_release>(),
            "Wait without the GIL, doing some of the job's copying meanwhile. True once terminal.")
+      .def("wait_at_rest", &Job::wait_at_rest, "timeout_s"_a,
+           nb::call_guard<nb::gil_scoped_release>(), "Wait without the GIL. True once at rest.")
       .def("wait_quiesced", &Job::wait_quiesced, "timeout_s"_a,
            nb::call_guard<nb::gil_scoped_release>(), "Wait without the GIL. True once quiesced.")
       .def("cancel", &Job::cancel, nb::call_guard<nb::gil_scoped_release>(),

@@ -5,8 +5,8 @@
 namespace kvx {
 
 void EngineCore::run_grain(JobRecord& job, const Grain& grain) {
-  // Refused once quiesced: whoever waited for that may have freed the memory.
-  if (!job.ledger.try_hold(1)) return;
+  const bool is_on_planes = job.batch.has_planes_on_host();
+  if (!begin_copies(job, is_on_planes)) return;
   const bool is_outbound = job.batch.is_outbound();
   std::vector<int32_t> verified;
   int64_t refused = 0;
@@ -29,6 +29,7 @@ void EngineCore::run_grain(JobRecord& job, const Grain& grain) {
     // Others learn of it through the ledger's release below.
     if (outcome.code != Code::kOk) job.has_failed.store(true, std::memory_order_relaxed);
   }
+  end_copies(job, is_on_planes);
   CopyGroup* group = nullptr;
   if (job.batch.is_layered()) {
     collect_verified(job, verified, refused);

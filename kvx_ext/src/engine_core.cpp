@@ -111,6 +111,9 @@ void EngineCore::end(JobRecord& job, JobState state) {
       job, state,
       state == JobState::kDone ? Totals{job.batch.blocks(), job.total_bytes} : job.done());
   std::lock_guard lock(job.mutex);
+  // After the rest of the blocks was decided, so that whoever is refused has nothing left to
+  // decide.
+  job.planes_gate.end();
   // Whoever gives back the last hold waits in quiesce() for the lock, so the ends keep their order.
   const bool is_quiet = job.ledger.release(1, 0).holds == 0;
   if (is_quiet) {
@@ -135,6 +138,21 @@ void EngineCore::quiesce(JobRecord& job) {
   table_.remove(job);
   job.is_quiesced.store(true, std::memory_order_release);
   completions_.push({job.id, kFlagQuiesced});
+  job.ended.notify_all();
+}
+
+bool EngineCore::begin_copies(JobRecord& job, bool of_planes) {
+  if (of_planes && !job.planes_gate.enter()) return false;
+  // Refused once quiesced: whoever waited for that may have freed the memory.
+  if (job.ledger.try_hold(1)) return true;
+  end_copies(job, of_planes);
+  return false;
+}
+
+void EngineCore::end_copies(JobRecord& job, bool of_planes) {
+  if (!of_planes || !job.planes_gate.leave()) return;
+  // Waiters look under the mutex: one that saw the planes in use sleeps by now.
+  std::lock_guard lock(job.mutex);
   job.ended.notify_all();
 }
 

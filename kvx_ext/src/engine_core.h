@@ -54,6 +54,10 @@ class EngineCore : public std::enable_shared_from_this<EngineCore> {
   void settle_balance(JobRecord& job, Balance balance);
   void end(JobRecord& job, JobState state);
   void quiesce(JobRecord& job);
+  // Takes a hold, and the gate where the copies are `of_planes`. False: the job has ended.
+  bool begin_copies(JobRecord& job, bool of_planes);
+  // Gives the gate back, not the hold. REQUIRES: the caller keeps the job alive.
+  void end_copies(JobRecord& job, bool of_planes);
 
   // engine_copy.cpp
   void run_grain(JobRecord& job, const Grain& grain);

@@ -69,9 +69,9 @@ void EngineCore::submit_copies(JobRecord& job) {
   }
 }
 
-// Null when the job has quiesced; else the group holds it.
+// Null when the job has ended; else the group holds it.
 CopyGroup* EngineCore::add_group(JobRecord& job, std::vector<int32_t> blocks) {
-  if (!job.ledger.try_hold(1)) return nullptr;
+  if (!begin_copies(job, job.batch.has_planes_on_device())) return nullptr;
   std::lock_guard lock(job.groups_mutex);
   CopyGroup& group = job.groups.emplace_back();
   group.job = &job;
@@ -123,6 +123,7 @@ void EngineCore::on_copies(std::span<const CopyCompletion> completions) {
     const std::shared_ptr<JobRecord> job = group.job->shared_from_this();
     group.is_in_flight.store(false, std::memory_order_release);
     if (job->is_ending()) counters_.on_late();
+    end_copies(*job, job->batch.has_planes_on_device());
     const bool has_arrived = completion.code == Code::kOk;
     const bool is_for_copying = has_arrived && job->batch.is_inbound();
     int64_t settled = 0;

@@ -7,7 +7,8 @@ namespace kvx {
 
 namespace {
 
-// Sleeps until `is_reached`, which turns true under the job's mutex only.
+// Sleeps until `is_reached`. Whoever makes it true holds the job's mutex then, or takes it afterwards
+// to notify: nobody who is about to sleep misses it.
 template <typename Condition>
 bool sleep_until(JobRecord& record, TimePoint until, Condition is_reached) {
   if (is_reached()) return true;
@@ -26,6 +27,7 @@ std::string_view job_state_name(JobState state) {
 uint64_t Job::id() const { return record_->id; }
 JobKind Job::kind() const { return record_->batch.kind; }
 JobState Job::state() const { return record_->state.load(std::memory_order_acquire); }
+bool Job::is_at_rest() const { return record_->planes_gate.is_at_rest(); }
 bool Job::is_quiesced() const { return record_->is_quiesced.load(std::memory_order_acquire); }
 
 bool Job::wait(double timeout_s) const {
@@ -34,6 +36,10 @@ bool Job::wait(double timeout_s) const {
     if (Clock::now() >= until) break;
   }
   return sleep_until(*record_, until, [this] { return record_->is_terminal(); });
+}
+
+bool Job::wait_at_rest(double timeout_s) const {
+  return sleep_until(*record_, time_after(timeout_s), [this] { return is_at_rest(); });
 }
 
 bool Job::wait_quiesced(double timeout_s) const {

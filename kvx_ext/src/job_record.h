@@ -12,6 +12,7 @@
 #include "kvx/batch.h"
 #include "kvx/job.h"
 #include "ledger.h"
+#include "planes_gate.h"
 
 namespace kvx {
 
@@ -77,6 +78,7 @@ struct JobRecord : std::enable_shared_from_this<JobRecord> {
   std::shared_ptr<EngineCore> core;  // a cycle that ends with the engine's entry for this job
 
   Ledger ledger;
+  PlanesGate planes_gate;
   std::atomic<bool> is_claimed{false};  // by the one who ends the job
   std::atomic<JobState> state{JobState::kRunning};
   std::atomic<bool> is_quiesced{false};

@@ -66,6 +66,9 @@ struct Batch {
   int layer_planes = 0;
 
   bool has_planes() const { return planes.block_bytes() > 0; }
+  // Who copies from or to the planes: the device's copies, or the copy threads.
+  bool has_planes_on_device() const { return is_on_device || is_inside_device(); }
+  bool has_planes_on_host() const { return has_planes() && !has_planes_on_device(); }
   bool is_io() const { return kind == JobKind::kRead || kind == JobKind::kWrite; }
   // Copied on the device only.
   bool is_inside_device() const {

@@ -3,6 +3,9 @@
 // A job ends twice. *Terminal*: its results are final and whoever waits goes on; this happens at
 // the deadline at the latest. *Quiesced*: nothing reads or writes its memory any more; until then
 // the memory is quarantined and must be neither reused nor freed. Mostly both come together.
+//
+// Its planes alone may be free before: they are *at rest* when the job is terminal and no copy from
+// or to them is running. A disk that hangs for ever then keeps the slots, and nothing else.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +41,12 @@ class Job {
   JobKind kind() const;
   JobState state() const;
   bool is_terminal() const { return state() != JobState::kRunning; }
+  bool is_at_rest() const;
   bool is_quiesced() const;
 
   // True once terminal. The calling thread may do some of the job's copying meanwhile.
   bool wait(double timeout_s) const;
+  bool wait_at_rest(double timeout_s) const;
   bool wait_quiesced(double timeout_s) const;
 
   // Ends the job as kCancelled and asks that its I/O be given up. True when this call did that,

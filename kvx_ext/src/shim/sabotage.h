@@ -16,6 +16,7 @@ enum class Mistake {
   kCompletesEarly,     // a copy is reported before its event has passed
   kFreesInFlight,      // closed copies say that they left nothing behind in the driver
   kQuiescesEarly,      // an ended job lets go of its memory while copies still run
+  kRestsEarly,         // an ended job lets go of its planes while copies still run
   kUsesNullStream,     // copies go to the legacy default stream; made with the copies
   kSkipsFence,         // a pulled block is taken without a second look at its lease
 };
