@@ -190,7 +190,11 @@ class Operation:
         return self.arrival.prefix_blocks(self.reasons)
 
     def wait_quiesced(self, timeout_s: float) -> bool:
-        """See `Transfer.wait_quiesced`."""
+        """See `Transfer.wait_quiesced`.
+
+        What a disk or the network still does to slots is not waited for: those stay reserved until
+        their step is settled. No job begins once the transfer has ended, so these are all.
+        """
         end = time.monotonic() + timeout_s
         while not self.transfer.wait_finished(0):
             if time.monotonic() >= end:
@@ -199,7 +203,7 @@ class Operation:
         with self._lock:
             jobs = list(self._moving.values())
         for job in jobs:
-            if not job.wait_quiesced(max(0.0, end - time.monotonic())):
+            if not job.wait_at_rest(max(0.0, end - time.monotonic())):
                 return False
         with self._lock:
             self._moving.clear()

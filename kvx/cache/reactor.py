@@ -52,8 +52,14 @@ class MovingJob(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Wait until terminal; False when time was up first."""
 
-    def wait_quiesced(self, timeout_s: float) -> bool:
-        """Wait until quiesced; False when time was up first."""
+    def wait_at_rest(self, timeout_s: float) -> bool:
+        """Wait until it is terminal and nothing touches the memory of whoever uses the cache.
+
+        Slots are the cache's own: bytes may still land there, until it has quiesced.
+
+        Returns:
+            False when time was up first.
+        """
 
     def cancel(self) -> bool:
         """Ask to end it; False when it had ended. Never blocks."""

@@ -161,6 +161,9 @@ class Transfer(Generic[ResultT]):
         a copy may still be under way: until this returns True its source must not be freed, and its
         target neither read, nor freed, nor given to somebody else.
 
+        A cache answers for those blocks alone. A disk or a network that hangs for ever holds up
+        kvx's own memory, which stays in quarantine, and not this.
+
         Args:
             timeout_s: Seconds to wait at most; 0 to ask.
 

@@ -7,8 +7,8 @@ namespace kvx {
 
 namespace {
 
-// Sleeps until `is_reached`. Whoever makes it true holds the job's mutex then, or takes it afterwards
-// to notify: nobody who is about to sleep misses it.
+// Sleeps until `is_reached`. Whoever makes it true holds the job's mutex then, or takes it
+// afterwards to notify: nobody who is about to sleep misses it.
 template <typename Condition>
 bool sleep_until(JobRecord& record, TimePoint until, Condition is_reached) {
   if (is_reached()) return true;
@@ -27,7 +27,7 @@ std::string_view job_state_name(JobState state) {
 uint64_t Job::id() const { return record_->id; }
 JobKind Job::kind() const { return record_->batch.kind; }
 JobState Job::state() const { return record_->state.load(std::memory_order_acquire); }
-bool Job::is_at_rest() const { return record_->planes_gate.is_at_rest(); }
+bool Job::is_at_rest() const { return is_terminal() && record_->planes_gate.is_at_rest(); }
 bool Job::is_quiesced() const { return record_->is_quiesced.load(std::memory_order_acquire); }
 
 bool Job::wait(double timeout_s) const {

@@ -259,6 +259,15 @@ void free_the_cache_of_a_cancelled_job() {
   world.paged.reset();
 }
 
+void free_the_planes_of_a_cancelled_job() {
+  EngineWorld world;
+  const auto job = world.offload_and_cancel();
+  if (job->is_at_rest()) return free_and_thaw(&world.paged, kKvxsimDeviceToHost);
+  KVX_SIMULATED(kvxsim_freeze)(kKvxsimDeviceToHost, 0);
+  CHECK(job->wait_at_rest(kLongS));
+  world.paged.reset();
+}
+
 // Every run is a scenario of its own: a simulation set back, and nothing left of it afterwards.
 std::string run(uint64_t seed, Mistake made, void (*scenario)()) {
   KVX_SIMULATED(kvxsim_reset)();
@@ -301,6 +310,7 @@ void test_convictions() {
   CONVICT(kFreesInFlight, "free_in_flight", close_on_a_frozen_device);
   CONVICT(kQuiescesEarly, "free_in_flight", free_the_cache_of_a_cancelled_job);
   CONVICT(kQuiescesEarly, "race", reuse_the_slots_of_a_cancelled_job);
+  CONVICT(kRestsEarly, "free_in_flight", free_the_planes_of_a_cancelled_job);
   CONVICT(kUsesNullStream, "null_stream", copy_there_and_back);
 }
 

@@ -254,17 +254,18 @@ void test_bad_batches_are_refused(const World& world) {
 }
 
 // A device that stands still: jobs end at their deadline, memory comes free when it goes on.
-void test_frozen_device(const World& world, int engine, Batch batch) {
+void test_frozen_device(const World& world, int engine, Batch batch, bool leaves_planes = false) {
   KVX_SIMULATED(kvxsim_freeze)(engine, 1);
   if (batch.progress != nullptr) batch.progress->seal();
   const auto job = world.start(batch, 0.1);
   CHECK(job->wait(kLongS));
   CHECK(job->state() == JobState::kTimedOut);
   CHECK(!job->is_quiesced());
+  CHECK(job->is_at_rest() == leaves_planes);
   CHECK(world.engine->stats().quarantined_jobs == 1);
   if (batch.progress != nullptr) CHECK(batch.progress->wait(kLayers, kLongS));
   KVX_SIMULATED(kvxsim_freeze)(engine, 0);
-  CHECK(job->wait_quiesced(kLongS));
+  CHECK(job->wait_at_rest(kLongS) && job->wait_quiesced(kLongS));
   CHECK(job->state() == JobState::kTimedOut);
 }
 
@@ -307,13 +308,27 @@ void test_simulated() {
   test_on([] { return open_simulated(); });
 }
 
+// Into slots, and from there to planes in host memory: those the device does not touch.
+Batch fetch_to(const World& world, HostRegion& target, const std::vector<uint64_t>& sums) {
+  Batch fetch = world.batch(JobKind::kFetch);
+  const Plane plane{target.data(), kBlock, kBlock};
+  fetch.planes = PlaneSet({&plane, 1});
+  fetch.is_on_device = false;
+  fetch.device_addresses = world.stored_addresses();
+  fetch.checksums = sums;
+  return fetch;
+}
+
 void test_frozen() {
+  const auto target = host_memory(kBlocks * kBlock);
   const World world(open_simulated());
   Batch back = world.batch(JobKind::kCopyOut);
   back.checksums = world.offload();
   test_frozen_device(world, kKvxsimDeviceToHost, world.batch(JobKind::kCopyIn));
   test_frozen_device(world, kKvxsimHostToDevice, back);
   test_frozen_device(world, kKvxsimOnDevice, world.within(JobKind::kDeviceIn));
+  test_frozen_device(world, kKvxsimDeviceToHost, fetch_to(world, *target, back.checksums),
+                     /*leaves_planes=*/true);
   back.planes = world.planes(false);
   back.layer_planes = 2;
   back.progress = std::make_shared<LayerProgress>(kLayers, world.device);

@@ -103,8 +103,8 @@ class LeaseAsk:
             self.expire()
         return self._over.is_set()
 
-    def wait_quiesced(self, timeout_s: float) -> bool:
-        """See `MovingJob`."""
+    def wait_at_rest(self, timeout_s: float) -> bool:
+        """See `MovingJob`; no bytes move."""
         return self.wait(timeout_s)
 
     def cancel(self) -> bool:
@@ -130,7 +130,10 @@ class LeaseAsk:
 
 
 class PeerRead:
-    """A read between agents. Settled like a job of the engine.
+    """A read between agents, into DRAM slots. Settled like a job of the engine.
+
+    What has landed is copied on by a job of the engine: this one never touches the memory of
+    whoever uses the cache.
 
     Attributes:
         id: Number of the job.
@@ -168,9 +171,9 @@ class PeerRead:
             return self.is_terminal()
         return True
 
-    def wait_quiesced(self, timeout_s: float) -> bool:
-        """See `MovingJob`."""
-        return self._transfer.wait_quiesced(timeout_s)
+    def wait_at_rest(self, timeout_s: float) -> bool:
+        """See `MovingJob`; it only ever lands in slots."""
+        return self.wait(timeout_s)
 
     def cancel(self) -> bool:
         """See `MovingJob`."""

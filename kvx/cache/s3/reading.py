@@ -24,7 +24,8 @@ class ObjectRead:
     """Blocks on their way from an object into DRAM slots; see `MovingJob`. Thread-safe.
 
     It touches the slots only between `begin_landing` and `finish`, so one that was cancelled before
-    has quiesced at once: a late answer lands nowhere.
+    has quiesced at once: a late answer lands nowhere. The memory of whoever uses the cache it never
+    touches: what has landed is copied there by a job of the engine.
 
     Attributes:
         id: Number of the job.
@@ -87,10 +88,9 @@ class ObjectRead:
         with self._changed:
             return self._changed.wait_for(self.is_terminal, timeout_s)
 
-    def wait_quiesced(self, timeout_s: float) -> bool:
-        """See `MovingJob`."""
-        with self._changed:
-            return self._changed.wait_for(self.is_quiesced, timeout_s)
+    def wait_at_rest(self, timeout_s: float) -> bool:
+        """See `MovingJob`; it only ever lands in slots."""
+        return self.wait(timeout_s)
 
     def cancel(self) -> bool:
         """See `MovingJob`."""

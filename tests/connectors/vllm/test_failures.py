@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -26,6 +27,8 @@ from tests.connectors.vllm.below import (
 from tests.connectors.vllm.engine import answer, open_engine, settle
 
 DEADLINE_S = 0.4
+LATE_S = 2.0
+PATIENCE_S = 30.0
 STEPS_MAX = 2000
 
 
@@ -152,6 +155,34 @@ def test_loads_that_are_late(
     assert [tokens for tokens, _ in answers(llm, prompts)] == computed
     assert ended, "nothing was loaded: the test shows nothing"
     assert all(ended), "reported as over while memory was being written"
+    settle(llm)
+
+
+def test_an_nvme_that_hangs_for_ever(
+    below: Below, failpoints: _core.Failpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked of it stays in quarantine; its requests are computed, and so are later ones."""
+    llm, prompts = below.llm, [prompt_of(f"hung {n}", 200) for n in range(2)]
+    computed = [store(llm, prompt) for prompt in prompts]
+    below.push_down()
+    before = below.count("kvx_misses_total", verb="onboard", reason="deadline")
+    failpoints.set("read", "hang", ignores_cancel=True)
+    loads_s = note_seconds(below, monkeypatch)
+    # Else the test would wait for ever where the engine does.
+    letting_go = threading.Timer(PATIENCE_S, failpoints.clear)
+    letting_go.start()
+    try:
+        assert [tokens for tokens, _ in answers(llm, prompts)] == computed
+        settle(llm)
+        later = prompt_of("after the hung ones", 100)
+        tokens = store(llm, later)
+        assert answer(llm, later) == (tokens, whole(later)), "DRAM has it"
+        assert below.count("kvx_quarantined_bytes") > 0, "it was let go of"
+    finally:
+        letting_go.cancel()
+    assert below.count("kvx_misses_total", verb="onboard", reason="deadline") > before
+    assert sum(seconds >= DEADLINE_S for seconds in loads_s) >= len(prompts)
+    assert max(loads_s) < DEADLINE_S + LATE_S
     settle(llm)
 
 
@@ -290,6 +321,21 @@ def note_failed(below: Below, patch: pytest.MonkeyPatch) -> list[bytes]:
 
     patch.setattr(below.manager, "note_failures", watched)
     return failed
+
+
+def note_seconds(below: Below, patch: pytest.MonkeyPatch) -> list[float]:
+    """Note how long every load was on its way until it was reported as over."""
+    seconds: list[float] = []
+    finish = below.worker._finish
+
+    def watched(job_id: int, job: Any) -> Any:
+        result = finish(job_id, job)
+        if job.is_load:
+            seconds.append(result.transfer_time)
+        return result
+
+    patch.setattr(below.worker, "_finish", watched)
+    return seconds
 
 
 def note_quiesced(below: Below, patch: pytest.MonkeyPatch) -> list[bool]:
