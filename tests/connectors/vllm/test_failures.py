@@ -161,7 +161,7 @@ def test_loads_that_are_late(
 def test_an_nvme_that_hangs_for_ever(
     below: Below, failpoints: _core.Failpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was asked of it stays in quarantine; its requests are computed, and so are later ones."""
+    """What was asked of it stays in quarantine: its requests are computed, later ones answered."""
     llm, prompts = below.llm, [prompt_of(f"hung {n}", 200) for n in range(2)]
     computed = [store(llm, prompt) for prompt in prompts]
     below.push_down()
