@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.request import RequestStatus
 
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+# Ends of a request after which its whole prompt has been computed.
+_COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
 
 
 class KvxConnector(OffloadingConnector):
@@ -57,6 +61,19 @@ class KvxConnector(OffloadingConnector):
         self._manager.begin_lookup(request.request_id, request.block_hashes, num_computed_tokens)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Return what the response carries: for a prefill, a reference to its blocks."""
+        return self._with_reference(request, super().request_finished(request, block_ids))
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """As `request_finished`, for several groups."""
+        found = super().request_finished_all_groups(request, block_ids)
+        return self._with_reference(request, found)
+
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Return what has ended; where there are several groups, requests whose load failed."""
         results = super().get_transfer_results(finished_req_ids)
@@ -86,6 +103,17 @@ class KvxConnector(OffloadingConnector):
         if isinstance(meta, KvxWorkerMetadata):
             self._manager.note_failures(meta.failures)
         super().update_connector_output(connector_output)
+
+    def _with_reference(
+        self, request: Request, found: tuple[bool, dict[str, Any] | None]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        is_delayed, params = found
+        if request.status not in _COMPLETE:
+            return is_delayed, params
+        reference = self._manager.issue_reference(
+            request.request_id, request.block_hashes, request.num_prompt_tokens
+        )
+        return is_delayed, params if reference is None else {**(params or {}), **reference}
 
     @property
     def _manager(self) -> KvxManager:

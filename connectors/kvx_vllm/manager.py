@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import (
     LookupResult,
     OffloadingManager,
     OffloadKey,
+    OffloadPolicy,
     PrepareStoreOutput,
     ReqContext,
     RequestOffloadingContext,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from vllm.v1.kv_offload.config import OffloadingConfig
 
+    from kvx_vllm.pd.handoff import Handoff
     from kvx_vllm.ranks import Ranks
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import LoadFailure
@@ -79,10 +81,13 @@ class Request:
 class KvxManager(OffloadingManager):
     """The scheduler's view of the cache. Holds no truth of its own: every lookup asks the ranks."""
 
-    def __init__(self, config: OffloadingConfig, settings: Settings, ranks: Ranks) -> None:
+    def __init__(
+        self, config: OffloadingConfig, settings: Settings, ranks: Ranks, handoff: Handoff
+    ) -> None:
         """Know no request."""
         self._settings = settings
         self._ranks = ranks
+        self._handoff = handoff
         self._requests: dict[str, Request] = {}
         self._tokens = [group.tokens_per_block for group in config.groups]
         self._hashes_per_block = [tokens // config.cache.tokens_per_hash for tokens in self._tokens]
@@ -92,22 +97,39 @@ class KvxManager(OffloadingManager):
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         """Remember a request."""
         self._requests[req_context.req_id] = Request()
+        if self._handoff.begin(req_context.req_id, req_context.kv_transfer_params):
+            return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL)
         return RequestOffloadingContext()
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         """Forget a request."""
         self._requests.pop(req_context.req_id, None)
+        self._handoff.finished(req_context.req_id)
+
+    def issue_reference(
+        self, req_id: str, hashes: Sequence[bytes], num_tokens: int
+    ) -> dict[str, Any] | None:
+        """Return the `kv_transfer_params` of a prefill for another engine; None for no such one.
+
+        Args:
+            req_id: Of the request.
+            hashes: Of its blocks.
+            num_tokens: Of its prompt.
+        """
+        chains = self._chains(hashes)
+        limits = [num_tokens // tokens for tokens in self._tokens]
+        found = [chain[:limit] for chain, limit in zip(chains, limits, strict=True)]
+        return self._handoff.issue(req_id, found)
 
     def begin_lookup(self, req_id: str, hashes: Sequence[bytes], num_computed: int) -> None:
         """Take the hashes of a prompt that is about to be looked up, all of them."""
         request = self._requests.get(req_id)
         if request is None:
             return
-        request.chains = [
-            list(hashes[per_block - 1 :: per_block]) for per_block in self._hashes_per_block
-        ]
+        request.chains = self._chains(hashes)
         request.num_computed = num_computed
         request.answers.clear()
+        self._handoff.look(req_id, request.chains)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Say whether a block can be loaded; RETRY while S3 or another rank has not said."""
@@ -123,8 +145,13 @@ class KvxManager(OffloadingManager):
         location = answer.location
         if end_token % self._tokens[group] or not 0 <= place < len(location.tiers):
             return LookupResult.MISS  # a partial tail: computed sooner than it is looked for
-        if location.tiers[place]:
+        tier = location.tiers[place]
+        if tier == kvx.TierKind.PEER and self._handoff.is_pending(req_context.req_id):
+            return LookupResult.RETRY
+        if tier:
             return LookupResult.HIT
+        if self._handoff.expects(req_context.req_id, group, place + answer.first):
+            return LookupResult.RETRY
         return LookupResult.MISS if location.is_final else LookupResult.RETRY
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
@@ -139,13 +166,33 @@ class KvxManager(OffloadingManager):
             request.tiers[self._tier_of(key, req_context).name.lower()] += 1
         return KvxBlocks(req_context.req_id, self._runs(list(keys), req_context))
 
+    def complete_load(
+        self,
+        keys: Collection[OffloadKey],  # noqa: ARG002 - vLLM's
+        req_context: ReqContext,
+    ) -> None:
+        """Account for a load that is over."""
+        request = self._requests.get(req_context.req_id)
+        if request is not None:
+            self._handoff.loaded(req_context.req_id, from_peers=request.tiers["peer"])
+
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
         """Return what the workers store; what the cache has already, it does not copy again."""
         wanted = list(keys)
+        self._handoff.storing(req_context.req_id, wanted)
         blocks = KvxBlocks(req_context.req_id, self._runs(wanted, req_context, is_store=True))
         return PrepareStoreOutput(wanted, blocks, [])
+
+    def complete_store(
+        self,
+        keys: Collection[OffloadKey],
+        req_context: ReqContext,
+        success: bool = True,  # noqa: ARG002, FBT001, FBT002 - vLLM's
+    ) -> None:
+        """Note that blocks are stored, or could not be."""
+        self._handoff.stored(req_context.req_id, keys)
 
     def note_failures(self, failures: Sequence[LoadFailure]) -> None:
         """Take from the workers what could not be loaded: it is computed, and not tried again."""
@@ -157,6 +204,7 @@ class KvxManager(OffloadingManager):
             suffix = groups[failure.group].to_bytes(4, "big")
             request.failed.update(one + suffix for one in failure.hashes)
             request.reasons.update(failure.reasons)
+            self._handoff.failed(failure.req_id, len(failure.hashes))
 
     def reset_cache(self) -> None:
         """Let nothing be found that was stored before."""
@@ -164,7 +212,12 @@ class KvxManager(OffloadingManager):
 
     def shutdown(self) -> None:
         """Let the ranks go."""
+        self._handoff.close()
         self._ranks.close()
+
+    def _chains(self, hashes: Sequence[bytes]) -> list[list[bytes]]:
+        """Return the hashes of the blocks of each group."""
+        return [list(hashes[per_block - 1 :: per_block]) for per_block in self._hashes_per_block]
 
     def _answer(self, request: Request, group: int) -> Answer | None:
         found = request.answers.get(group)

@@ -11,7 +11,8 @@ from vllm.v1.kv_offload.base import OffloadingSpec
 import kvx
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
-from kvx_vllm.rank_cache import RankCache, config_of_rank, views_of
+from kvx_vllm.pd.handoff import Handoff
+from kvx_vllm.rank_cache import RankCache, config_of_rank, rank_cache_here, views_of
 from kvx_vllm.ranks import OneRankHere
 from kvx_vllm.settings import Settings
 from kvx_vllm.worker import KvxWorker
@@ -55,7 +56,9 @@ class KvxSpec(OffloadingSpec):
 
     def get_manager(self) -> KvxManager:
         """Return the scheduler's half; the workers are there already."""
-        return KvxManager(self.config, self._settings, OneRankHere(self.config.engine_id))
+        engine_id, is_one = self.config.engine_id, self.config.parallel.world_size == 1
+        handoff = Handoff(rank_cache_here(engine_id, 0) if is_one else None, self._settings)
+        return KvxManager(self.config, self._settings, OneRankHere(engine_id), handoff)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> KvxWorker:
         """Open the cache of this rank and return the worker's half."""
