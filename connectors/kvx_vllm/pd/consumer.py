@@ -19,7 +19,7 @@ import numpy as np
 
 import kvx
 from kvx_vllm.pd.messages import Claim, Done, Verdict, Word
-from kvx_vllm.pd.reference import Outcome, Reference
+from kvx_vllm.pd.reference import FIELD, Outcome, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -285,7 +285,7 @@ def _label(taking: Taking) -> str:
     """Return what a reference is called in a log; it may be anything."""
     if taking.reference is not None:
         return taking.reference.id.hex()[:8]
-    fields = taking.params.get("kvx")
+    fields = taking.params.get(FIELD)
     found = fields.get("id") if isinstance(fields, dict) else None
     try:
         return base64.b64decode(found, validate=True).hex()[:8] if found else "without id"

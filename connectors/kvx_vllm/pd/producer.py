@@ -27,6 +27,26 @@ _log = logging.getLogger(__name__)
 REFERENCES_MAX = 1024
 # Ids that are over, to say what became of them.
 _OVER_MAX = 1 << 16
+_MOMENT_S = 0.001
+
+
+@dataclass(slots=True)
+class Run:
+    """Blocks in a row that are here.
+
+    Attributes:
+        space: Of their group, at the time.
+        group: Place of it.
+        begin: Place of the first one in the prompt.
+        hashes: Of them.
+        lease: What keeps them; None where there was no room for that.
+    """
+
+    space: kvx.CacheSpace
+    group: int
+    begin: int
+    hashes: list[bytes]
+    lease: kvx.Lease | None = None
 
 
 @dataclass(slots=True)
@@ -39,9 +59,8 @@ class Issued:
         chains: The hashes of its blocks, for each group.
         spaces: Where these are, at the time.
         is_stored: Whether all stores have ended; only then is it known what is held.
-        leases: What keeps the blocks.
-        held: A bit a block and group, whether it is here.
-        held_bytes: Bytes of the blocks that are leased.
+        runs: What was stored of it.
+        held_bytes: Bytes of the blocks that are kept.
         claim: Number of the claim, and the peer that made it.
     """
 
@@ -50,8 +69,7 @@ class Issued:
     chains: list[list[bytes]]
     spaces: list[kvx.CacheSpace]
     is_stored: bool = False
-    leases: list[kvx.Lease] = field(default_factory=list)
-    held: list[bytes] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     held_bytes: int = 0
     claim: tuple[int, str] | None = None
 
@@ -236,35 +254,40 @@ class Producer:
 
     def _hold(self, issued: Issued) -> None:
         """Keep the blocks of a reference from being evicted, as far as there is room for that."""
-        expires_s = max(0.001, issued.end_s - time.monotonic())
-        for space, chain in zip(issued.spaces, issued.chains, strict=True):
-            is_held = np.zeros(len(chain), np.bool_)
+        expires_s = max(_MOMENT_S, issued.end_s - time.monotonic())
+        for group, (space, chain) in enumerate(zip(issued.spaces, issued.chains, strict=True)):
             begin = 0
             # A lease is on blocks in a row; what was not stored is stepped over.
             while begin < len(chain):
                 lease = space.lease(chain[begin:], expires_s=expires_s)
                 count = len(lease)
-                is_held[begin : begin + count] = True
+                run = Run(space, group, begin, chain[begin : begin + count], lease)
                 begin += count + 1
-                if self._held_bytes + count * space.block_bytes > self._held_bytes_max:
+                if count and self._held_bytes + count * space.block_bytes <= self._held_bytes_max:
+                    issued.held_bytes += count * space.block_bytes
+                    self._held_bytes += count * space.block_bytes
+                else:
                     self.counts["not_held"] += count
                     lease.release()
-                    continue
-                issued.leases.append(lease)
-                issued.held_bytes += count * space.block_bytes
-                self._held_bytes += count * space.block_bytes
-            issued.held.append(np.packbits(is_held).tobytes())
+                    run.lease = None
+                if count:
+                    issued.runs.append(run)
 
     def _ready(self, issued: Issued) -> tuple[Verdict, list[bytes]]:
-        """Return whether what was held is still there, and which blocks that are."""
-        try:
-            for lease in issued.leases:
-                lease.check()
-        except kvx.StaleReference as error:
-            _log.warning("reference %s is stale: %s", issued.id.hex()[:8], error)
-            self._end(issued, Verdict.STALE, "stale")
-            return Verdict.STALE, []
-        return Verdict.READY, list(issued.held)
+        """Return whether what is kept is still there, and which blocks are, a bit each."""
+        held = [np.zeros(len(chain), np.bool_) for chain in issued.chains]
+        for run in issued.runs:
+            with run.space.lease(run.hashes, expires_s=_MOMENT_S) as found:
+                count = len(found)
+            if count < len(run.hashes) and run.lease is not None:
+                _log.warning(
+                    "reference %s is stale: %d of %d blocks were dropped since",
+                    issued.id.hex()[:8], len(run.hashes) - count, len(run.hashes),
+                )  # fmt: skip
+                self._end(issued, Verdict.STALE, "stale")
+                return Verdict.STALE, []
+            held[run.group][run.begin : run.begin + count] = True
+        return Verdict.READY, [np.packbits(bits).tobytes() for bits in held]
 
     def _sweep(self) -> None:
         """End what has expired; all live equally long, so these come first."""
@@ -280,7 +303,8 @@ class Producer:
         if len(self._over) > _OVER_MAX:
             self._over.popitem(last=False)
         self._held_bytes -= issued.held_bytes
-        for lease in issued.leases:
-            lease.release()
-        issued.leases.clear()
+        for run in issued.runs:
+            if run.lease is not None:
+                run.lease.release()
+        issued.runs.clear()
         self.counts[why] += 1

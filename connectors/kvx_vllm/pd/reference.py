@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ID_BYTES = 16
-FIELD = "kvx"
+FIELD = "kvx_reference"
 _PURPOSE = b"kvx vllm reference 1"
 _NAMESPACE_BYTES = 16
 _HASH_BYTES_MAX = 128

@@ -37,9 +37,9 @@ def give_tokenizer(model: Path) -> None:
         vocab_size=320, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet
     )
     made.train_from_iterator(["user assistant"], trainer)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    fast: Any = transformers.PreTrainedTokenizerFast
+    fast = fast(tokenizer_object=made, **named)
     fast.chat_template = _CHAT_TEMPLATE
     fast.save_pretrained(model)
 
