@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingWorkerMetadata,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.request import RequestStatus
 
@@ -18,6 +21,11 @@ from kvx_vllm.worker import KvxWorker
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        PromMetric,
+        PromMetricT,
+    )
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
@@ -42,9 +50,8 @@ class KvxConnector(OffloadingConnector):
             kvx.ConfigError: A setting is wrong; says which, and what to write.
         """
         check_engine(vllm_config)
-        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        Settings.of(extra)
-        extra |= {"spec_name": "KvxSpec", "spec_module_path": "kvx_vllm.spec"}
+        Settings.of(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        _name_spec(vllm_config)
         with made_for(EngineFacts(vllm_config, kv_cache_config)):
             super().__init__(vllm_config, role, kv_cache_config)
             self._has_groups = len(kv_cache_config.kv_cache_groups) > 1
@@ -54,25 +61,26 @@ class KvxConnector(OffloadingConnector):
         """Ask for blocks that are one run of bytes; any layout works."""
         return "BLHNC"
 
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        """Register the metrics, in a process that has no connector otherwise."""
+        _name_spec(vllm_config)
+        return super().build_prom_metrics(
+            vllm_config, metric_types, labelnames, per_engine_labelvalues
+        )
+
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         """Return how many tokens can be loaded; None while that is not known."""
         self._manager.begin_lookup(request.request_id, request.block_hashes, num_computed_tokens)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
-
-    def request_finished(
-        self, request: Request, block_ids: list[int]
-    ) -> tuple[bool, dict[str, Any] | None]:
-        """Return what the response carries: for a prefill, a reference to its blocks."""
-        return self._with_reference(request, super().request_finished(request, block_ids))
-
-    def request_finished_all_groups(
-        self, request: Request, block_ids: tuple[list[int], ...]
-    ) -> tuple[bool, dict[str, Any] | None]:
-        """As `request_finished`, for several groups."""
-        found = super().request_finished_all_groups(request, block_ids)
-        return self._with_reference(request, found)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Return what has ended; where there are several groups, requests whose load failed."""
@@ -88,32 +96,60 @@ class KvxConnector(OffloadingConnector):
         return set() if self._has_groups else bad
 
     def build_connector_worker_meta(self) -> KvxWorkerMetadata | None:
-        """Return what has ended, and what could not be loaded."""
+        """Return what has ended, what could not be loaded, and what the rank tells."""
         meta = super().build_connector_worker_meta()
-        failures = self._worker.take_failures() if self.connector_worker is not None else []
-        if meta is None and not failures:
+        if self.connector_worker is None:
             return None
-        if meta is None:
-            return KvxWorkerMetadata(failures=failures)
-        return KvxWorkerMetadata(meta.completed_jobs, meta.transfer_stats, failures)
+        failures = self._worker.take_failures()
+        told = self._worker.telling.take()
+        if meta is None and not failures and told is None:
+            return None
+        meta = meta or OffloadingWorkerMetadata()
+        return KvxWorkerMetadata(meta.completed_jobs, meta.transfer_stats, failures, told)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Take what the workers said."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, KvxWorkerMetadata):
             self._manager.note_failures(meta.failures)
+            if meta.told is not None:
+                self._manager.note_told(meta.told)
+            self._store_anew({one.req_id for one in meta.failures})
         super().update_connector_output(connector_output)
 
-    def _with_reference(
-        self, request: Request, found: tuple[bool, dict[str, Any] | None]
+    def _store_anew(self, req_ids: set[str]) -> None:
+        """Let requests store what they compute in place of what could not be loaded.
+
+        vLLM takes for stored what it has begun to load. Their block tables are empty until they are
+        scheduled, so none that was given back meanwhile can be stored.
+        """
+        for req_id in req_ids:
+            status = self.scheduler._req_status.get(req_id)  # noqa: SLF001 - it offers no other way
+            for group in () if status is None else status.group_states:
+                group.next_stored_chunk_idx = 0
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        is_delayed, params = found
-        if request.status not in _COMPLETE:
-            return is_delayed, params
-        reference = self._manager.issue_reference(
-            request.request_id, request.block_hashes, request.num_prompt_tokens
-        )
-        return is_delayed, params if reference is None else {**(params or {}), **reference}
+        """Say what became of its prompt, in the response; of a prefill, where its blocks are."""
+        is_delayed, params = super().request_finished(request, block_ids)
+        return is_delayed, self._told(request, params)
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Say what became of its prompt, in the response; of a prefill, where its blocks are."""
+        is_delayed, params = super().request_finished_all_groups(request, block_ids)
+        return is_delayed, self._told(request, params)
+
+    def _told(self, request: Request, params: dict[str, Any] | None) -> dict[str, Any] | None:
+        told = self._manager.told(request.request_id)
+        found = {**(params or {}), **({} if told is None else {"kvx": told})}
+        if request.status in _COMPLETE:
+            found |= self._manager.issue_reference(
+                request.request_id, request.block_hashes, request.num_prompt_tokens
+            )
+        return found or None
 
     @property
     def _manager(self) -> KvxManager:
@@ -127,3 +163,11 @@ class KvxConnector(OffloadingConnector):
         worker = self.connector_worker.worker
         assert isinstance(worker, KvxWorker)
         return worker
+
+
+def _name_spec(config: VllmConfig) -> None:
+    """Tell vLLM's framework what it makes manager and worker by, and whose metrics there are."""
+    config.kv_transfer_config.kv_connector_extra_config |= {
+        "spec_name": "KvxSpec",
+        "spec_module_path": "kvx_vllm.spec",
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +16,30 @@ from vllm.v1.kv_offload.base import (
     RequestOffloadingContext,
     get_offload_block_hash,
     get_offload_group_idx,
+    make_offload_key,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 import kvx
+from kvx_vllm.account import Account, PlannedBlock
+from kvx_vllm.events import Announcer
+from kvx_vllm.metrics import Meter
 from kvx_vllm.specs import KvxBlocks, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
+        OffloadingConnectorStats,
+    )
+    from vllm.v1.kv_offload.base import OffloadingEvent, ScheduleEndContext
     from vllm.v1.kv_offload.config import OffloadingConfig
 
     from kvx_vllm.pd.handoff import Handoff
     from kvx_vllm.ranks import Ranks
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import LoadFailure
+    from kvx_vllm.telling import Told
 
 _SOURCES = {
     kvx.TierKind.HBM: CacheHitSource.HOST,
@@ -64,18 +72,14 @@ class Request:
         num_computed: Tokens that the engine has already.
         answers: For each group; emptied when the scheduler asks anew.
         asked_at: When S3 was first asked for it, of the monotonic clock; None before that.
-        failed: Keys that could not be loaded: not tried again for this request.
-        tiers: Blocks found, by tier.
-        reasons: Why blocks were not served.
+        account: What became of its prompt. Blocks that failed are not tried again.
     """
 
     chains: list[list[bytes]] = field(default_factory=list)
     num_computed: int = 0
     answers: dict[int, Answer] = field(default_factory=dict)
     asked_at: float | None = None
-    failed: set[bytes] = field(default_factory=set)
-    tiers: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
+    account: Account = field(default_factory=Account)
 
 
 class KvxManager(OffloadingManager):
@@ -91,7 +95,11 @@ class KvxManager(OffloadingManager):
         self._requests: dict[str, Request] = {}
         self._tokens = [group.tokens_per_block for group in config.groups]
         self._hashes_per_block = [tokens // config.cache.tokens_per_hash for tokens in self._tokens]
-        self._place_of = {group.group_id: place for place, group in enumerate(config.groups)}
+        self._group_ids = {place: group.group_id for place, group in enumerate(config.groups)}
+        self._place_of = {group_id: place for place, group_id in self._group_ids.items()}
+        self._meter = Meter()
+        self._announcer = Announcer(config.parallel.world_size, self._group_ids)
+        self._tiers = [tier.kind for tier in settings.cache.tiers]
         self._counts_from_start = any(tier.kind == "s3" for tier in settings.cache.tiers)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -108,8 +116,8 @@ class KvxManager(OffloadingManager):
 
     def issue_reference(
         self, req_id: str, hashes: Sequence[bytes], num_tokens: int
-    ) -> dict[str, Any] | None:
-        """Return the `kv_transfer_params` of a prefill for another engine; None for no such one.
+    ) -> dict[str, Any]:
+        """Return the `kv_transfer_params` of a prefill for another engine; empty of other requests.
 
         Args:
             req_id: Of the request.
@@ -129,13 +137,14 @@ class KvxManager(OffloadingManager):
         request.chains = self._chains(hashes)
         request.num_computed = num_computed
         request.answers.clear()
+        request.account.begin(num_computed)
         self._handoff.look(req_id, request.chains)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Say whether a block can be loaded; RETRY while S3 or another rank has not said."""
         request = self._requests[req_context.req_id]
         group = self._place_of[get_offload_group_idx(key)]
-        if key in request.failed:
+        if key in request.account.failures:
             return LookupResult.MISS
         answer = self._answer(request, group)
         if answer is None:
@@ -161,9 +170,8 @@ class KvxManager(OffloadingManager):
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> KvxBlocks:
         """Return what the workers load; what is evicted until then is computed."""
-        request = self._requests[req_context.req_id]
-        for key in keys:
-            request.tiers[self._tier_of(key, req_context).name.lower()] += 1
+        planned = [self._planned(key, req_context) for key in keys]
+        self._requests[req_context.req_id].account.plan(planned)
         return KvxBlocks(req_context.req_id, self._runs(list(keys), req_context))
 
     def complete_load(
@@ -174,13 +182,17 @@ class KvxManager(OffloadingManager):
         """Account for a load that is over."""
         request = self._requests.get(req_context.req_id)
         if request is not None:
-            self._handoff.loaded(req_context.req_id, from_peers=request.tiers["peer"])
+            tiers = [block.tier for block in request.account.planned]
+            self._handoff.loaded(req_context.req_id, from_peers=tiers.count(kvx.TierKind.PEER))
 
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
-        """Return what the workers store; what the cache has already, it does not copy again."""
-        wanted = list(keys)
+        """Return what the workers store; what the cache has already, it does not copy again.
+
+        Partial tails are left out: their hashes are in no chain that is counted from the start.
+        """
+        wanted = [key for key in keys if self._is_whole(key, req_context)]
         self._handoff.storing(req_context.req_id, wanted)
         blocks = KvxBlocks(req_context.req_id, self._runs(wanted, req_context, is_store=True))
         return PrepareStoreOutput(wanted, blocks, [])
@@ -196,15 +208,54 @@ class KvxManager(OffloadingManager):
 
     def note_failures(self, failures: Sequence[LoadFailure]) -> None:
         """Take from the workers what could not be loaded: it is computed, and not tried again."""
-        groups = {place: group for group, place in self._place_of.items()}
         for failure in failures:
             request = self._requests.get(failure.req_id)
             if request is None:
                 continue
-            suffix = groups[failure.group].to_bytes(4, "big")
-            request.failed.update(one + suffix for one in failure.hashes)
-            request.reasons.update(failure.reasons)
             self._handoff.failed(failure.req_id, len(failure.hashes))
+            group_id = self._group_ids[failure.group]
+            fresh = [
+                reason
+                for one, reason in zip(failure.hashes, failure.reasons, strict=True)
+                if request.account.fail(
+                    make_offload_key(one, group_id), kvx.MissReason.named(reason)
+                )
+            ]
+            self._meter.note_failures(fresh)
+
+    def note_told(self, told: Told) -> None:
+        """Take what the ranks tell."""
+        self._meter.note_tally(told.tally)
+        self._announcer.note(told.changes)
+        for served in told.diverted:
+            request = self._requests.get(served.req_id)
+            if request is not None:
+                key = make_offload_key(served.block_hash, self._group_ids[served.group])
+                request.account.divert(key, served.tier)
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        """Close the account of prompts that are computed now, with what was loaded for them."""
+        for req_id in context.new_req_ids:
+            request = self._requests.get(req_id)
+            if request is not None and self._settle(request):
+                self._meter.note_prompt(request.account.tokens(), request.account.reason)
+
+    def told(self, req_id: str) -> dict[str, object] | None:
+        """Return what the response of a request says of its prompt; None if it is not known."""
+        request = self._requests.get(req_id)
+        if request is None:
+            return None
+        self._settle(request)
+        return request.account.told(self._tiers)
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        """Return the metrics since the last call."""
+        self._meter.note_references(self._handoff.take_outcomes())
+        return self._meter.take()
+
+    def take_events(self) -> Iterator[OffloadingEvent]:
+        """Yield what the tiers stored and let go since the last call."""
+        return self._announcer.take()
 
     def reset_cache(self) -> None:
         """Let nothing be found that was stored before."""
@@ -230,9 +281,26 @@ class KvxManager(OffloadingManager):
         now_s = time.monotonic()
         request.asked_at = request.asked_at or now_s
         if not location.is_final and now_s - request.asked_at > self._settings.lookup_deadline_s:
-            location = kvx.Location(location.tiers, location.reason, is_final=True)
+            location = kvx.Location(location.tiers, kvx.MissReason.DEADLINE, is_final=True)
         found = request.answers[group] = Answer(first, location)
         return found
+
+    def _settle(self, request: Request) -> bool:
+        """Close the account of a request; False when it was closed before."""
+        return request.account.settle(
+            (answer.first, self._tokens[group], answer.location)
+            for group, answer in request.answers.items()
+        )
+
+    def _planned(self, key: OffloadKey, req_context: ReqContext) -> PlannedBlock:
+        tokens = self._tokens[self._place_of[get_offload_group_idx(key)]]
+        end = req_context.get_offload_key_position(key) or 0
+        begin = (end - 1) // tokens * tokens
+        return PlannedBlock(key, begin, end, self._tier_of(key, req_context))
+
+    def _is_whole(self, key: OffloadKey, req_context: ReqContext) -> bool:
+        tokens = self._tokens[self._place_of[get_offload_group_idx(key)]]
+        return (req_context.get_offload_key_position(key) or 0) % tokens == 0
 
     def _tier_of(self, key: OffloadKey, req_context: ReqContext) -> kvx.TierKind:
         group = self._place_of[get_offload_group_idx(key)]
@@ -258,6 +326,8 @@ class KvxManager(OffloadingManager):
             if not goes_on:
                 runs.append(Run(group, [], self._prefix(req_context, group, place, is_store)))
             runs[-1].hashes.append(get_offload_block_hash(key))
+            if not is_store:
+                runs[-1].tiers.append(self._tier_of(key, req_context))
             before = (group, place)
         return runs
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import kvx
+from kvx.namespace import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,18 +103,45 @@ def rank_cache_here(engine_id: str, rank: int) -> RankCache | None:
 def views_of(caches: CanonicalKVCaches) -> list[tuple[tuple[int, ...], kvx.BlockView, bool]]:
     """Return plane sizes, blocks, and whether they are a device's, of each group.
 
+    Groups may lie over the same bytes: their blocks have different numbers. Layers of one group
+    that do are one run.
+
     Args:
         caches: vLLM's view of its KV: (num_blocks, page) int8 tensors.
+
+    Raises:
+        kvx.ConfigError: Blocks are too small or too large, or runs of one group cross.
     """
     found = []
-    for refs in caches.group_data_refs:
+    for place, refs in enumerate(caches.group_data_refs):
+        bytes_of: dict[int, int] = {}
+        for ref in refs:
+            page = max(ref.page_size_bytes, bytes_of.get(ref.tensor_idx, 0))
+            bytes_of[ref.tensor_idx] = page
         planes: list[torch.Tensor] = [
-            caches.tensors[ref.tensor_idx].tensor[:, : ref.page_size_bytes] for ref in refs
+            caches.tensors[index].tensor[:, :size] for index, size in bytes_of.items()
         ]
-        sizes = tuple(plane.shape[1] for plane in planes)
+        sizes = tuple(bytes_of.values())
         view = kvx.BlockView(kvx.KVLayout.of_planes(sizes), planes)
+        _check_blocks(place, view)
         found.append((sizes, view, planes[0].is_cuda))
     return found
+
+
+def _check_blocks(group: int, view: kvx.BlockView) -> None:
+    size = view.layout.block_bytes
+    if not BLOCK_BYTES_MIN <= size <= BLOCK_BYTES_MAX:
+        change = "larger" if size < BLOCK_BYTES_MIN else "smaller"
+        raise kvx.ConfigError(
+            f"blocks of KV cache group {group} have {size} bytes, and kvx keeps blocks of "
+            f"{BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}: give vLLM a {change} --block-size"
+        )
+    if view.overlapping is not None:
+        one, other = view.overlapping
+        raise kvx.ConfigError(
+            f"layers {one} and {other} of KV cache group {group} share bytes in part, which kvx "
+            "cannot keep apart: leave the connector out for this model, and tell us of it"
+        )
 
 
 def config_of_rank(settings: Settings, parallel: OffloadingParallelConfig) -> kvx.CacheConfig:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import OffloadingSpec
 
 import kvx
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
+from kvx_vllm.metrics import definitions
 from kvx_vllm.pd.handoff import Handoff
 from kvx_vllm.rank_cache import RankCache, config_of_rank, rank_cache_here, views_of
 from kvx_vllm.ranks import OneRankHere
 from kvx_vllm.settings import Settings
+from kvx_vllm.telling import RankTelling
 from kvx_vllm.worker import KvxWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vllm.v1.kv_offload.base import CanonicalKVCaches
+    from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingMetricMetadata
     from vllm.v1.kv_offload.config import OffloadingConfig
 
 _engine: ContextVar[EngineFacts] = ContextVar("the engine whose connector is being made")
@@ -54,6 +56,14 @@ class KvxSpec(OffloadingSpec):
             ) from None
         self._settings = Settings.of(config.extra_config)
 
+    @classmethod
+    def build_metric_definitions(
+        cls,
+        extra_config: dict[str, Any],  # noqa: ARG003 - vLLM's
+    ) -> dict[str, OffloadingMetricMetadata]:
+        """Return the metrics."""
+        return definitions()
+
     def get_manager(self) -> KvxManager:
         """Return the scheduler's half; the workers are there already."""
         engine_id, is_one = self.config.engine_id, self.config.parallel.world_size == 1
@@ -77,4 +87,6 @@ class KvxSpec(OffloadingSpec):
         except BaseException:
             cache.close(timeout_s=1.0)
             raise
-        return KvxWorker(rank_cache, self._settings)
+        has_events = self.kv_events_config.enable_kv_cache_events
+        telling = RankTelling(rank_cache, parallel.rank, has_events=has_events)
+        return KvxWorker(rank_cache, self._settings, telling)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
+
+if TYPE_CHECKING:
+    from kvx_vllm.telling import Told
 
 
 @dataclass(slots=True)
@@ -18,11 +22,13 @@ class Run:
         group: Place among the connector's groups.
         hashes: vLLM's hashes of the blocks.
         prefix: Hashes of all blocks before them, where somebody counts from the start.
+        tiers: `kvx.TierKind` of each block that is to be loaded: where it was found.
     """
 
     group: int
     hashes: list[bytes]
     prefix: list[bytes] = field(default_factory=list)
+    tiers: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(slots=True)
@@ -61,12 +67,22 @@ class KvxWorkerMetadata(OffloadingWorkerMetadata):
 
     Attributes:
         failures: Blocks that could not be loaded.
+        told: What the ranks tell besides.
     """
 
     failures: list[LoadFailure] = field(default_factory=list)
+    told: Told | None = None
 
     def aggregate(self, other: OffloadingWorkerMetadata) -> KvxWorkerMetadata:
         """Return what two ranks said together."""
         both = super().aggregate(other)
-        failures = [*self.failures, *getattr(other, "failures", ())]
-        return KvxWorkerMetadata(both.completed_jobs, both.transfer_stats, failures)
+        assert isinstance(other, KvxWorkerMetadata)
+        told = self.told or other.told
+        if self.told is not None and other.told is not None:
+            told = self.told.plus(other.told)
+        return KvxWorkerMetadata(
+            both.completed_jobs,
+            both.transfer_stats,
+            [*self.failures, *other.failures],
+            told,
+        )

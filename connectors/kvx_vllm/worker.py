@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from kvx_vllm.rank_cache import GroupCache, RankCache
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import Run
+    from kvx_vllm.telling import RankTelling
 
 _log = logging.getLogger(__name__)
 _NULL_BLOCK = 0
 _QUIESCE_S = 1.0
+# What the whole engine may stand still for, when it wants blocks back that are being stored.
+_FLUSH_S = 0.5
 
 
 @dataclass(slots=True)
@@ -36,13 +40,13 @@ class Part:
         run: What it moves.
         block_ids: The engine's blocks.
         hashes: Theirs.
-        transfer: kvx's.
+        transfer: kvx's; None where it could not begin.
     """
 
     run: Run
     block_ids: npt.NDArray[np.int64]
     hashes: list[bytes]
-    transfer: kvx.Transfer[kvx.TransferResult]
+    transfer: kvx.Transfer[kvx.TransferResult] | None
 
 
 @dataclass(slots=True)
@@ -61,12 +65,23 @@ class Job:
     began_s: float = field(default_factory=time.monotonic)
     parts: list[Part] = field(default_factory=list)
 
+    @property
+    def direction(self) -> str:
+        """What metrics call it."""
+        return "load" if self.is_load else "store"
+
+    @property
+    def transfers(self) -> list[kvx.Transfer[kvx.TransferResult]]:
+        """Those that have begun."""
+        return [part.transfer for part in self.parts if part.transfer is not None]
+
 
 class KvxWorker(OffloadingWorker):
     """Runs loads and stores; none of them fails vLLM, what did not arrive is told apart."""
 
-    def __init__(self, rank_cache: RankCache, settings: Settings) -> None:
+    def __init__(self, rank_cache: RankCache, settings: Settings, telling: RankTelling) -> None:
         """Have nothing under way; the cache is closed with the worker."""
+        self.telling = telling
         self._rank_cache = rank_cache
         self._settings = settings
         self._jobs: dict[int, Job] = {}
@@ -75,26 +90,12 @@ class KvxWorker(OffloadingWorker):
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: KvxBlocks) -> bool:
         """Begin to copy blocks of the engine into the cache."""
-        self._jobs[job_id] = job = Job(dst_spec, is_load=False)
-        for run, ids, hashes in _aligned(src_spec, dst_spec):
-            group = self._rank_cache.groups[run.group]
-            transfer = group.space.offload(
-                hashes, group.view.slots(ids), prefix=run.prefix,
-                deadline_s=self._settings.store_deadline_s, after=_stream(group),
-            )  # fmt: skip
-            job.parts.append(Part(run, ids, hashes, transfer))
+        self._submit(job_id, Job(dst_spec, is_load=False), src_spec)
         return True
 
     def submit_load(self, job_id: int, src_spec: KvxBlocks, dst_spec: GPULoadStoreSpec) -> bool:
         """Begin to copy blocks of the cache into the engine."""
-        self._jobs[job_id] = job = Job(src_spec, is_load=True)
-        for run, ids, hashes in _aligned(dst_spec, src_spec):
-            group = self._rank_cache.groups[run.group]
-            transfer = group.space.onboard(
-                hashes, group.view.slots(ids),
-                deadline_s=self._settings.load_deadline_s, after=_stream(group),
-            )  # fmt: skip
-            job.parts.append(Part(run, ids, hashes, transfer))
+        self._submit(job_id, Job(src_spec, is_load=True), dst_spec)
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -103,11 +104,18 @@ class KvxWorker(OffloadingWorker):
         return [self._finish(job_id, self._jobs.pop(job_id)) for job_id in over]
 
     def wait(self, job_ids: set[int]) -> None:
-        """Wait for jobs; each ends by its deadline."""
+        """Wait until jobs leave the engine's memory alone: it is about to be used again.
+
+        Loads end by their deadline. A store is not worth that long: it is given up before.
+        """
+        until_s = time.monotonic() + _FLUSH_S
         for job_id in job_ids & self._jobs.keys():
-            for part in self._jobs[job_id].parts:
-                _outcome(part.transfer)
-                part.transfer.wait_quiesced(_QUIESCE_S)
+            job = self._jobs[job_id]
+            for transfer in job.transfers:
+                if not job.is_load:
+                    _give_up_after(transfer, max(0.0, until_s - time.monotonic()))
+                _outcome(transfer)
+                transfer.wait_quiesced(_QUIESCE_S)
 
     def take_bad_blocks(self) -> set[int]:
         """Return the engine's blocks that were not filled since the last call."""
@@ -127,14 +135,43 @@ class KvxWorker(OffloadingWorker):
         """Close the cache."""
         self._rank_cache.close()
 
+    def _submit(self, job_id: int, job: Job, engine: GPULoadStoreSpec) -> None:
+        self._jobs[job_id] = job
+        for run, ids, hashes in _aligned(engine, job.blocks):
+            transfer = None
+            try:
+                transfer = self._begin(run, ids, hashes, is_load=job.is_load)
+            except kvx.KvxError as error:
+                verb = "loading" if job.is_load else "storing"
+                _log.warning("%s %d blocks could not begin: %s", verb, len(hashes), error)
+            job.parts.append(Part(run, ids, hashes, transfer))
+        self.telling.began(job.direction, job.parts)
+
+    def _begin(
+        self, run: Run, ids: npt.NDArray[np.int64], hashes: list[bytes], *, is_load: bool
+    ) -> kvx.Transfer[kvx.TransferResult]:
+        group = self._rank_cache.groups[run.group]
+        blocks, after = group.view.slots(ids), _stream(group)
+        if is_load:
+            deadline_s = self._settings.load_deadline_s
+            return group.space.onboard(hashes, blocks, deadline_s=deadline_s, after=after)
+        deadline_s = self._settings.store_deadline_s
+        return group.space.offload(
+            hashes, blocks, prefix=run.prefix, deadline_s=deadline_s, after=after
+        )
+
     def _finish(self, job_id: int, job: Job) -> TransferResult:
         num_bytes = 0
         for part in job.parts:
             result = _outcome(part.transfer)
-            num_bytes += result.bytes_done if result is not None else 0
+            if result is not None:
+                num_bytes += result.bytes_done
+                self.telling.moved(job, part, result)
             if job.is_load:
                 self._note_missing(job.blocks.req_id, part, result)
-        return TransferResult(job_id, True, num_bytes, time.monotonic() - job.began_s)  # noqa: FBT003 - vLLM's
+        seconds = time.monotonic() - job.began_s
+        self.telling.ended(job.direction, job.parts, seconds)
+        return TransferResult(job_id, True, num_bytes, seconds)  # noqa: FBT003 - vLLM's
 
     def _note_missing(self, req_id: str, part: Part, result: kvx.TransferResult | None) -> None:
         """Note the blocks that have to be computed, and that they are not to be tried again."""
@@ -180,13 +217,22 @@ def _stream(group: GroupCache) -> object:
 
 def _is_over(job: Job) -> bool:
     return all(
-        part.transfer.poll() is not kvx.TransferState.PENDING and part.transfer.wait_quiesced(0.0)
-        for part in job.parts
+        transfer.poll() is not kvx.TransferState.PENDING and transfer.wait_quiesced(0.0)
+        for transfer in job.transfers
     )
 
 
-def _outcome(transfer: kvx.Transfer[kvx.TransferResult]) -> kvx.TransferResult | None:
+def _give_up_after(transfer: kvx.Transfer[kvx.TransferResult], timeout_s: float) -> None:
+    """Cancel a transfer that does not end in time."""
+    with contextlib.suppress(kvx.KvxError):
+        transfer.wait(timeout_s)
+    transfer.cancel()
+
+
+def _outcome(transfer: kvx.Transfer[kvx.TransferResult] | None) -> kvx.TransferResult | None:
     """Return what became of the blocks, however the transfer ended; None if that is not known."""
+    if transfer is None:
+        return None
     try:
         return transfer.wait()
     except kvx.KvxError as error:

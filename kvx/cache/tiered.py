@@ -148,8 +148,16 @@ class TieredCache:
         shared = self._shared
         totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for tier, pool in self._shared.pools():
-            totals[tier.name.lower()].update(pool.index.stats())
+            counts = pool.index.stats()
+            totals[tier.name.lower()].update(counts)
+            totals[tier.name.lower()]["held_bytes"] += counts["committed"] * pool.slot_bytes
         stats: dict[str, dict[str, object]] = {tier: dict(sums) for tier, sums in totals.items()}
+        for name, memory in (("hbm", shared.hbm), ("dram", shared.dram), ("nvme", shared.nvme)):
+            if memory is not None:
+                of_tier = stats.setdefault(name, {"held_bytes": 0})
+                of_tier["capacity_bytes"] = memory.config.capacity_bytes
+        if shared.nvme is not None:
+            stats["nvme"]["breaker"] = shared.nvme.breaker.state
         stats["engine"] = shared.engine.stats()
         stats["copies"] = dict(shared.engine.copy_stats())
         if shared.peers is not None:

@@ -39,6 +39,7 @@ class Handoff:
         self._producer: Producer | None = None
         self._consumer: Consumer | None = None
         self._num_refused = 0
+        self._told: Counter[Outcome] = Counter()
         agent = self._agent
         if rank is None or agent is None or agent.key is None:
             return
@@ -102,9 +103,9 @@ class Handoff:
         if self._producer is not None:
             self._producer.stored(req_id, keys)
 
-    def issue(self, req_id: str, chains: Sequence[Sequence[bytes]]) -> dict[str, Any] | None:
-        """Return what the response of a prefill carries; None when it was no prefill."""
-        return None if self._producer is None else self._producer.issue(req_id, chains)
+    def issue(self, req_id: str, chains: Sequence[Sequence[bytes]]) -> dict[str, Any]:
+        """Return what the response of a prefill carries; empty when it was no prefill."""
+        return {} if self._producer is None else self._producer.issue(req_id, chains)
 
     def finished(self, req_id: str) -> None:
         """Let go of a request; its stores may still be on their way."""
@@ -118,6 +119,12 @@ class Handoff:
         if self._consumer is not None:
             return self._consumer.outcomes
         return Counter({Outcome.UNAVAILABLE: self._num_refused})
+
+    def take_outcomes(self) -> Counter[Outcome]:
+        """Return those of them since the last call."""
+        fresh = self.outcomes - self._told
+        self._told += fresh
+        return fresh
 
     def close(self) -> None:
         """Let everything go."""

@@ -151,8 +151,8 @@ class Producer:
             answer = self._settle(req_id, request)
         self._tell(answer)
 
-    def issue(self, req_id: str, chains: Sequence[Sequence[bytes]]) -> dict[str, Any] | None:
-        """Return the parameters that a decode engine needs; None when the request is not watched.
+    def issue(self, req_id: str, chains: Sequence[Sequence[bytes]]) -> dict[str, Any]:
+        """Return the parameters that a decode engine needs; empty when the request is not watched.
 
         Args:
             req_id: Of the request; its last stores may still be on their way.
@@ -161,7 +161,7 @@ class Producer:
         with self._lock:
             request = self._storing.get(req_id)
             if request is None:
-                return None
+                return {}
             self._sweep()
             spaces = self._spaces()
             request.issued = issued = Issued(

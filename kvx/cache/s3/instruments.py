@@ -81,6 +81,11 @@ class S3Instruments:
         """Count bytes that were stored."""
         self._bytes.add(num_bytes, ("stored",))
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that were stored."""
+        return int(self._bytes.value(("stored",)))
+
     def note_groups(self, outcome: str, count: int) -> None:
         """Count groups that were offered: stored, exists, rejected, pending_full, incomplete..."""
         if count:

@@ -104,6 +104,13 @@ class KnownObjects:
         keys: Keys = self._keys[group]
         return keys.copy()
 
+    def beside(self, keys: Keys) -> Keys:
+        """Return the keys of all blocks in the objects that hold some of these, (m, 16) uint8."""
+        found = self.find(keys)
+        groups = np.unique(found.groups[found.mask])
+        beside: Keys = self._keys[groups].reshape(-1, 16)
+        return beside
+
     def forget(self, keys: Keys) -> list[bytes]:
         """Forget the objects that hold blocks; returns the last keys of their groups."""
         found = self.find(keys)

@@ -9,6 +9,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.s3.format import decode_frames
 from kvx.cache.s3.reading import ObjectRead
@@ -128,15 +129,15 @@ class Reads:
 
     def _note_failure(self, error: ObjectError, part: Part) -> None:
         if error.fault is ObjectFault.MISSING:
-            self._tier.known.forget(part.keys[:1])
+            self._tier.forget(part.keys[:1], MissReason.EVICTED)
             self._tier.known.note_absent(part.last_key)
         elif error.fault is ObjectFault.RANGE:
-            self._tier.known.forget(part.keys[:1])
+            self._tier.forget(part.keys[:1], MissReason.CORRUPT)
         _log.debug("blocks of an object have not come: %s", error)
 
     def _note_damage(self, name: str, part: Part, codes: npt.NDArray[np.int32]) -> None:
         """Forget an object that has expired or is damaged; damaged twice, it is deleted."""
-        self._tier.known.forget(part.keys[:1])
+        self._tier.forget(part.keys[:1], MissReason.CORRUPT)
         self._tier.known.note_absent(part.last_key)
         count = int(((codes == Code.CORRUPT) | (codes == Code.SHORT)).sum())
         if not count:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvx.cache.reasons import MissReason
 from kvx.cache.s3.names import parse_name, root
 from kvx.cache.s3.store import DELETE_BATCH_MAX, ObjectError
 
@@ -56,7 +57,7 @@ class Tidying:
         tier = self._tier
         for start in range(0, len(names), DELETE_BATCH_MAX):
             batch = names[start : start + DELETE_BATCH_MAX]
-            self._forget(batch)
+            self._forget(batch, reason)
             try:
                 await tier.effort.call(
                     "delete",
@@ -69,13 +70,13 @@ class Tidying:
             tier.ledger.forget(batch)
             tier.instruments.note_deleted(reason, len(batch))
 
-    def _forget(self, names: Sequence[str]) -> None:
+    def _forget(self, names: Sequence[str], reason: str) -> None:
         """Serve nothing from objects that are about to go."""
         for name in names:
             parsed = parse_name(self._tier.config.prefix, name)
             if parsed is not None and self._is_as_ours(parsed):
                 key = np.frombuffer(parsed.last_key, np.uint8)[None]
-                self._tier.known.forget(key)
+                self._tier.forget(key, MissReason.named(reason))
                 self._tier.known.note_absent(parsed.last_key)
 
     def _is_as_ours(self, name: ObjectName) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvx.cache.breaker import Breaker
+from kvx.cache.reasons import MissReason
 from kvx.cache.s3.effort import Effort
 from kvx.cache.s3.format import GroupShape, object_name
 from kvx.cache.s3.instruments import S3Instruments
@@ -165,11 +166,19 @@ class S3Tier:
             (n,) bool, which of the blocks that was.
         """
         held = self.known.find(keys).mask
-        last_keys = self.known.forget(keys)
+        last_keys = self.forget(keys, MissReason.DROPPED)
         for last_key in last_keys:
             self.known.note_absent(last_key)
         self.delete([self.name_of(namespace_id, last_key) for last_key in last_keys], "dropped")
         return held
+
+    def forget(self, keys: Keys, reason: MissReason) -> list[bytes]:
+        """Serve nothing from objects that go; returns the keys of their last blocks."""
+        gone = self.known.beside(keys)
+        last_keys = self.known.forget(keys)
+        if len(gone):
+            self._shared.events.removed(gone, "s3", reason)
+        return last_keys
 
     def delete(self, names: Sequence[str], reason: str) -> None:
         """Delete objects some time soon."""
@@ -181,6 +190,7 @@ class S3Tier:
         return {
             "known_objects": len(self.known),
             "used_bytes": self.ledger.used_bytes,
+            "stored_bytes": self.instruments.stored_bytes,
             "pending_bytes": self.writing.pending_bytes,
             "is_up": self.is_up(),
             **dataclasses.asdict(self.effort.stats()),

@@ -167,6 +167,8 @@ class Writing:
             tier.instruments.note_stored(len(body))
             tier.ledger.stored(name, len(body), time.time())
         tier.known.add(group.keys[None])
+        with self._shared.events.changing():
+            self._shared.note_stored(group.namespace_id, TierKind.S3, group.keys)
         return outcome
 
     async def _body(self, group: Group) -> npt.NDArray[np.uint8] | None:

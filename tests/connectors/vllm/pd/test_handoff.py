@@ -358,9 +358,11 @@ def test_without_a_key_requests_are_served_without() -> None:
         rank: Any = SimpleNamespace(cache=cache, groups=[])
         handoff = Handoff(rank, Settings(cache.config))
         assert not handoff.begin("a", {"do_remote_decode": True})
-        assert handoff.issue("a", [hashes_of(3)]) is None
+        assert not handoff.issue("a", [hashes_of(3)])
         assert not handoff.begin("b", {"do_remote_prefill": True})
         assert not handoff.is_pending("b")
         handoff.finished("b")
         assert handoff.outcomes == {Outcome.UNAVAILABLE: 1}
+        assert handoff.take_outcomes() == {Outcome.UNAVAILABLE: 1}
+        assert not handoff.take_outcomes()
         handoff.close()
