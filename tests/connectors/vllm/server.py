@@ -93,6 +93,25 @@ class Server:
         self._process.wait()
 
 
+def environment() -> dict[str, str]:
+    """Return what processes of a test find in their environment."""
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'connectors'}",
+        # On CPUs vLLM gives a rank a process of its own all the same, but for this.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_SERVER_DEV_MODE": "1",
+    }
+
+
+def free_port() -> int:
+    """Return a port of this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextlib.contextmanager
 def open_server(
     model: Path, kvx_config: object, log: Path, *options: str,
@@ -107,9 +126,7 @@ def open_server(
         options: More of its command line.
         extra: More of `kv_connector_extra_config`.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
@@ -128,16 +145,9 @@ def open_server(
             "kv_connector_extra_config": {"config": kvx_config, **(extra or {})},
         }
         command += ["--kv-transfer-config", json.dumps(transfer)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'connectors'}",
-        # On CPUs vLLM gives it a process of its own all the same, but for this.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_SERVER_DEV_MODE": "1",
-    }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment(),
             start_new_session=True,
         )  # fmt: skip
     server = Server(process, f"http://127.0.0.1:{port}", log)
