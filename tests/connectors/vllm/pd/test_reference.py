@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +23,7 @@ from kvx_vllm.pd.reference import (
     wants_prefill,
 )
 
+FORMAT = (Path(__file__).parents[4] / "docs/formats/references.md").read_text()
 KEY = kvx.SharedKey(b"k" * 32)
 REFERENCE = Reference(
     id=bytes(range(16)), agent="prefill-0", incarnation="6a0f", card=b"card",
@@ -50,6 +53,13 @@ def test_a_reference_survives_json() -> None:
     assert found == REFERENCE
     assert found.is_signed(KEY)
     assert not found.is_signed(kvx.SharedKey(b"o" * 32))
+
+
+def test_what_is_signed_stays_what_it_is() -> None:
+    # Another one would make engines of different versions refuse each other.
+    assert REFERENCE.mac.hex()[:32] == "ab378383f5294f7869286269fa715fdd"
+    documented = re.findall(r"^\| `(\w+)` \|", FORMAT.partition("## What")[0], re.MULTILINE)
+    assert list(REFERENCE.to_params()[FIELD]) == documented
 
 
 @pytest.mark.parametrize("field", CHANGES)

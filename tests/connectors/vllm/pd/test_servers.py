@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ KEY = "a key for the tests of two servers"
 TOKENS = 300
 WHOLE = TOKENS // BLOCK_TOKENS * BLOCK_TOKENS
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+_IN_VAIN = (Outcome.TIMED_OUT, Outcome.UNREACHABLE, Outcome.LOAD_FAILED)
 # Seconds that the decode engine waits for the producer's word, and for a load, with some to spare.
 WAIT_S, LOAD_S, SPARE_S = 1.0, 2.0, 10.0
 
@@ -58,12 +59,14 @@ class Pair:
         decode: Answers.
         way: How bytes go between them, `shm` or `tcp`.
         port: That the agent of the first one listens on.
+        start_prefill: Starts it once more.
     """
 
     prefill: Server
     decode: Server
     way: str
     port: int
+    start_prefill: Callable[[], Server]
 
     def reference(self, prompt: list[int]) -> dict[str, Any]:
         """Prefill a prompt; returns what the response says."""
@@ -117,17 +120,20 @@ def pair(
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         runtime = tmp_path_factory.mktemp("run")
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))
-        prefill = stack.enter_context(
-            open_server(model, config_of("p", port), logs / "p", *room, extra=extra)
-        )
-        if request.param == "tcp":
-            # Without the file that they would meet on, only TCP is left.
-            for one in runtime.rglob("*.sock"):
-                one.unlink()
+
+        def start_prefill() -> Server:
+            server = stack.enter_context(
+                open_server(model, config_of("p", port), logs / "p", *room, extra=extra)
+            )
+            for one in runtime.rglob("*.sock") if request.param == "tcp" else ():
+                one.unlink()  # without the file that they would meet on, only TCP is left
+            return server
+
+        prefill = start_prefill()
         decode = stack.enter_context(
             open_server(model, config_of("d", 0), logs / "d", *room, extra=extra)
         )
-        yield Pair(prefill, decode, request.param, port)
+        yield Pair(prefill, decode, request.param, port, start_prefill)
 
 
 def is_connected_by_tcp(port: int) -> bool:
@@ -190,7 +196,7 @@ def of_other_prompt(params: dict[str, Any]) -> dict[str, Any]:
     return changed(params, groups=[GroupBlocks(group.namespace, group.num_blocks, b"h" * 32)])
 
 
-CASES = {
+CASES: dict[Outcome, Callable[[dict[str, Any]], dict[str, Any]]] = {
     Outcome.UNKNOWN: lambda params: changed(params, id=b"i" * 16),
     Outcome.OUT_OF_RANGE: longer,
     Outcome.EXPIRED: lambda params: changed(params, expires_at_ms=1_000_000),
@@ -219,19 +225,6 @@ def test_a_reference_is_good_once(pair: Pair) -> None:
     again, _, _ = pair.decoded(prompt, params)
     assert first == again == pair.alone(prompt)
     assert pair.outcomes(Outcome.CONSUMED) == before + 1
-
-
-def test_a_stale_reference(pair: Pair) -> None:
-    prompt = prompt_of(31)
-    params = pair.reference(prompt)
-    # vLLM resets the connector's cache with its own: what was stored is gone, its room is reused.
-    pair.prefill.post("/reset_prefix_cache?reset_external=true")
-    for number in range(32, 36):
-        pair.prefill.complete(prompt_of(number), 1)
-    before = pair.outcomes(Outcome.STALE)
-    tokens, _, _ = pair.decoded(prompt, params)
-    assert tokens == pair.alone(prompt)
-    assert pair.outcomes(Outcome.STALE) == before + 1
 
 
 _PROXY = """
@@ -303,18 +296,46 @@ def hit_meanwhile(
 
 
 def test_a_prefill_engine_that_freezes(pair: Pair) -> None:
-    for turn, delay_s in enumerate((0.0, 0.02, 0.03, 0.04, 0.06, 0.1)):
+    """At any time, from before it is asked until after it has handed everything over."""
+    delays_s = (0.0, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06, 0.1)
+    before = pair.all_outcomes()
+    failed = sum(map(pair.outcomes, _IN_VAIN))
+    for turn, delay_s in enumerate(delays_s):
         prompt = prompt_of(50 + turn, 2000)
-        before = pair.all_outcomes()
         try:
             tokens = hit_meanwhile(pair, prompt, signal.SIGSTOP, delay_s)
         finally:
             pair.prefill.signal(signal.SIGCONT)
-        assert pair.all_outcomes() == before + 1
         assert tokens == pair.alone(prompt)
+    assert pair.all_outcomes() == before + len(delays_s)
+    assert sum(map(pair.outcomes, _IN_VAIN)) > failed
 
 
-def test_a_prefill_engine_that_is_killed(pair: Pair) -> None:
-    prompt = prompt_of(60, 2000)
-    tokens = hit_meanwhile(pair, prompt, signal.SIGKILL, 0.03)
+def test_a_prefill_engine_that_is_killed_and_comes_back(pair: Pair) -> None:
+    former = prompt_of(70)
+    params = pair.reference(former)
+    prompt = prompt_of(71, 2000)
+    tokens = hit_meanwhile(pair, prompt, signal.SIGKILL, 0.02)
     assert tokens == pair.alone(prompt)
+    pair.prefill = pair.start_prefill()
+    again = prompt_of(72)
+    used, stale = pair.outcomes(Outcome.USED), pair.outcomes(Outcome.STALE)
+    assert pair.decoded(again, pair.reference(again))[0] == pair.alone(again)
+    assert pair.outcomes(Outcome.USED) == used + 1
+    # What its former life gave out is worth nothing.
+    assert pair.decoded(former, params)[0] == pair.alone(former)
+    assert pair.outcomes(Outcome.STALE) == stale + 1
+
+
+def test_a_stale_reference(pair: Pair) -> None:
+    prompt = prompt_of(31)
+    params = pair.reference(prompt)
+    # What was stored is gone, and its room reused; another engine's blocks are not found from now
+    # on, since whoever resets has mostly changed the weights.
+    pair.prefill.post("/reset_prefix_cache?reset_external=true")
+    for number in range(32, 36):
+        pair.prefill.complete(prompt_of(number), 1)
+    before = pair.outcomes(Outcome.STALE)
+    tokens, _, _ = pair.decoded(prompt, params)
+    assert tokens == pair.alone(prompt)
+    assert pair.outcomes(Outcome.STALE) == before + 1
