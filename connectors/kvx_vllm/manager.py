@@ -259,6 +259,7 @@ class KvxManager(OffloadingManager):
 
     def reset_cache(self) -> None:
         """Let nothing be found that was stored before."""
+        self._handoff.reset()
         self._ranks.reset()
 
     def shutdown(self) -> None:

@@ -126,11 +126,16 @@ class Handoff:
         self._told += fresh
         return fresh
 
+    def reset(self) -> None:
+        """Let what was given out go: it is not to be found any more."""
+        if self._producer is not None:
+            self._producer.reset()
+
     def close(self) -> None:
         """Let everything go."""
         if self._agent is not None and self._producer is not None:
             self._agent.hear(TOPIC, None)
-            self._producer.close()
+            self._producer.reset()
 
     def _say(self, peer: str, message: messages.Message) -> bool:
         assert self._agent is not None, "who has none says nothing"

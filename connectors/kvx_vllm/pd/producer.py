@@ -209,11 +209,12 @@ class Producer:
             if issued is not None and issued.claim is not None and issued.claim[1] == peer:
                 self._end(issued, Verdict.CONSUMED, "released")
 
-    def close(self) -> None:
-        """Let everything go."""
+    def reset(self) -> None:
+        """Let everything go: what was stored is not to be found any more."""
         with self._lock:
             for issued in list(self._issued.values()):
-                self._end(issued, Verdict.EXPIRED, "closed")
+                self._end(issued, Verdict.STALE, "stale")
+            # vLLM forgets the stores that are under way: nobody tells when they have ended.
             self._storing.clear()
 
     def _judge(self, peer: str, claim: Claim) -> tuple[Verdict | None, list[bytes]]:

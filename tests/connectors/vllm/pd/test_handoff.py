@@ -330,13 +330,39 @@ def test_a_producer_that_was_restarted() -> None:
         assert decode.take(params)[0] is Outcome.STALE
 
 
-def test_another_agent_cannot_let_blocks_go(pair: tuple[End, End]) -> None:
-    prefill, _ = pair
+def test_another_agent_gets_nothing_of_what_one_has_claimed(pair: tuple[End, End]) -> None:
+    prefill, decode = pair
     params = prefill.prefill()
+    decode.handoff.begin("d", params)
+
+    def is_known() -> bool:
+        decode.handoff.look("d", [hashes_of(COUNT)])
+        return not decode.handoff.is_pending("d")
+
+    assert eventually(is_known)
+    other = End("e")
+    with opened(other):
+        assert other.take(params)[0] is Outcome.CONSUMED
     producer = prefill.handoff._producer
     assert producer is not None
-    producer.done("somebody", Done(Reference.of_params(params).id))
+    done = Done(Reference.of_params(params).id)
+    producer.done("e", done)
     assert prefill.pinned == COUNT
+    producer.done("d", done)
+    assert prefill.pinned == 0
+
+
+def test_a_reset_while_a_prefill_is_stored(pair: tuple[End, End]) -> None:
+    prefill, decode = pair
+    prefill.handoff.begin("p", {"do_remote_decode": True})
+    prefill.handoff.storing("p", hashes_of(COUNT))
+    params = prefill.handoff.issue("p", [hashes_of(COUNT)])
+    prefill.handoff.reset()
+    prefill.handoff.finished("p")
+    assert decode.take(params)[0] is Outcome.STALE
+    producer = prefill.handoff._producer
+    assert producer is not None
+    assert not producer._storing
 
 
 def test_an_aborted_prefill_leaves_nothing(pair: tuple[End, End]) -> None:

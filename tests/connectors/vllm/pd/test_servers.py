@@ -115,7 +115,7 @@ def pair(
 ) -> Iterator[Pair]:
     """Start two servers, one after the other."""
     logs, port = tmp_path_factory.mktemp("logs"), free_port()
-    extra = {"pd_wait_s": WAIT_S, "load_deadline_s": LOAD_S}
+    extra = {"pd_wait_s": WAIT_S, "load_deadline_s": LOAD_S, "pd_lease_s": 600.0}
     room = ("--kv-cache-memory-bytes", str(256 << 20))
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         runtime = tmp_path_factory.mktemp("run")
