@@ -167,7 +167,7 @@ class Handoff:
 def _objection(rank: RankCache | None, agent: kvx.Agent | None) -> str:
     """Return what is missing to give and take references; empty when nothing is."""
     if rank is None:
-        return "engines of one rank"
+        return "an engine whose only rank runs in the process of its scheduler"
     if agent is None:
         return "a tier of kind peer in the cache's configuration"
     if agent.key is None:
