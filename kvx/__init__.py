@@ -51,6 +51,7 @@ from kvx.transfer.agents.peer_state import (
 )
 from kvx.transfer.agents.prepared import PreparedTransfer
 from kvx.transfer.agents.registration import Descriptors, Registration
+from kvx.transfer.agents.sockets import socket_directory
 from kvx.transfer.agents.transfers import LinkTransfer
 from kvx.transfer.handle import Transfer, TransferState, wait_all
 from kvx.transfer.memory import MemoryRegion
@@ -124,5 +125,6 @@ __all__ = [
     "__version__",
     "describe_disk",
     "iter_disk_blocks",
+    "socket_directory",
     "wait_all",
 ]

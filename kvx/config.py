@@ -15,17 +15,18 @@ The only module that reads the environment, once per `CacheConfig.load`:
     KVX_TENANT_SALT_<NAME>  the salt of a tenant (upper case, other characters as _), so that no
                             secret has to stand in a file
 
-`seal_key` reads the variable that the S3 tier's `seal_key_env` names, `cache_directory`
-XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's own tools read;
-the S3 client reads the secrets among it itself.
+`seal_keys` reads the variables that the S3 tier's `seal_keys` and `seal_key_env` name,
+`cache_directory` XDG_CACHE_HOME, `runtime_directory` XDG_RUNTIME_DIR, `aws_environment` what AWS's
+own tools read; the S3 client reads the secrets among it itself, and its threads where
+`environment_default` says.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
-import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -34,22 +35,12 @@ from typing import TypeVar
 import yaml
 
 from kvx.errors import ConfigError, UsageError
+from kvx.key_source import KeySource
 from kvx.namespace import Namespace
-from kvx.records import (
-    Setting,
-    decode,
-    encode,
-    prefixed,
-    rejected,
-    setting,
-    unknown_key,
-    validate,
-)
+from kvx.records import Setting, decode, encode, prefixed, rejected, setting, unknown_key, validate
 from kvx.tier_config import DramTierConfig, S3TierConfig, TierConfig, decode_tiers, tier_of_rank
 
 TierT = TypeVar("TierT", bound=TierConfig)
-_KEY_FILE_BYTES_MAX = 4096
-_SEAL_KEY_BYTES = 32
 
 
 class IoBackend(StrEnum):
@@ -277,61 +268,36 @@ def aws_environment(environment: Mapping[str, str] = os.environ) -> AwsEnvironme
     )
 
 
-def read_key(path: Path) -> bytes:
-    """Return the key in a file, without white space around it.
+@contextlib.contextmanager
+def environment_default(name: str, text: str) -> Iterator[None]:
+    """Have a variable that nobody has set say `text` meanwhile, to what has no other setting."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = text
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
-    Raises:
-        ConfigError: It cannot be read, or others than its owner may.
-    """
-    return _key_file(path).strip()
 
-
-def seal_key(tier: S3TierConfig, environment: Mapping[str, str] = os.environ) -> bytes | None:
-    """Return the 32 bytes that a tier's objects are sealed with; None where they are not sealed.
+def seal_keys(
+    tier: S3TierConfig, environment: Mapping[str, str] = os.environ
+) -> dict[str | None, bytes]:
+    """Return the 32 bytes that objects are sealed with, by tenant; None stands for all others.
 
     Raises:
         ConfigError: There is no such file or variable, others than its owner may read the file, or
-            what it holds is no key.
+            what it holds is no key. Shows no key.
     """
-    if tier.seal_key_file is not None:
-        found = _key_file(tier.seal_key_file)
-        # Random bytes may look like white space at their ends, but never like digits throughout.
-        if len(found) == _SEAL_KEY_BYTES and not found.isalnum():
-            return found
-        return _from_digits(found, f"seal_key_file: {tier.seal_key_file}")
-    if not tier.seal_key_env:
-        return None
-    if tier.seal_key_env not in environment:
-        raise ConfigError(f"seal_key_env: {tier.seal_key_env} is not set in the environment")
-    found = environment[tier.seal_key_env].encode()
-    return _from_digits(found, f"seal_key_env: {tier.seal_key_env}")
-
-
-def _from_digits(found: bytes, where: str) -> bytes:
-    try:
-        key = bytes.fromhex(found.decode())
-    except ValueError:
-        key = b""
-    if len(key) != _SEAL_KEY_BYTES:
-        raise ConfigError(
-            f"{where}: {len(found)} bytes are no key for sealing; {2 * _SEAL_KEY_BYTES} "
-            f"hexadecimal digits are, as `openssl rand -hex {_SEAL_KEY_BYTES}` makes them"
-        )
-    return key
-
-
-def _key_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            key = file.read(_KEY_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: the key cannot be read: {error.strerror}") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(f"{path}: others may read the key; chmod 600 {path}")
-    if len(key) > _KEY_FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: more than {_KEY_FILE_BYTES_MAX} bytes are no key")
-    return key
+    found: dict[str | None, bytes] = {
+        tenant: source.read(f"seal_keys.{tenant}.", environment)
+        for tenant, source in tier.seal_keys.items()
+    }
+    if tier.seal_key_file is not None or tier.seal_key_env:
+        default = KeySource(tier.seal_key_file, tier.seal_key_env)
+        found[None] = default.read("seal_key_", environment)
+    return found
 
 
 def _read(source: object) -> object:

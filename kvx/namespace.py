@@ -102,8 +102,7 @@ class Namespace:
     @property
     def tenant_digest(self) -> int:
         """64 bits that stand for the tenant's name in records."""
-        digest = hashlib.blake2b(self.tenant.encode(), digest_size=8, person=b"kvx tenant 1")
-        return int.from_bytes(digest.digest(), "little")
+        return tenant_digest(self.tenant)
 
     def without_salt(self) -> Namespace:
         """Return the same namespace with an empty salt, for comparing the rest."""
@@ -115,6 +114,12 @@ class Namespace:
         For each row ``hashlib.blake2b(row, key=fingerprint, digest_size=16)``.
         """
         return _core.block_keys(hashes, self.fingerprint)
+
+
+def tenant_digest(tenant: str) -> int:
+    """Return 64 bits that stand for a tenant's name."""
+    digest = hashlib.blake2b(tenant.encode(), digest_size=8, person=b"kvx tenant 1")
+    return int.from_bytes(digest.digest(), "little")
 
 
 def public_id(fingerprint: bytes) -> bytes:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kvx.errors import ConfigError
+from kvx.key_source import KeySource, check_variable, decode_key_sources, refuse_key
 from kvx.records import Setting, decode, prefixed, rejected, setting, validate
 
 
@@ -264,6 +265,8 @@ class S3TierConfig:
         seal_key_file: File with 32 bytes, raw or as hex, that objects are encrypted with, for its
             owner alone.
         seal_key_env: Environment variable with the same as hex.
+        seal_keys: By tenant, where its own key is; the one above is for all others. Where any is
+            named and there is none above, a namespace of another tenant is refused.
     """
 
     bucket: str
@@ -288,12 +291,18 @@ class S3TierConfig:
     admission: S3AdmissionConfig = S3AdmissionConfig()
     seal_key_file: Path | None = None
     seal_key_env: str = ""
+    # Not hashed, as a mapping cannot be.
+    seal_keys: Mapping[str, KeySource] = field(
+        default_factory=dict, hash=False, metadata={"setting": Setting(decode=decode_key_sources)}
+    )
 
     def __post_init__(self) -> None:
         """Check every value."""
         validate(self)
         if self.eviction not in (Eviction.LRU, Eviction.FIFO):
             raise rejected("eviction", self.eviction.value, "lru or fifo")
+        refuse_key("seal_key_file", str(self.seal_key_file or ""))
+        check_variable("seal_key_env", self.seal_key_env)
         if self.seal_key_file is not None and self.seal_key_env:
             raise ConfigError(
                 "seal_key_env: seal_key_file is given already; one of them is enough",

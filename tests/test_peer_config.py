@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kvx.config import CacheConfig, read_key
+from kvx.config import CacheConfig
 from kvx.errors import ConfigError
+from kvx.key_source import read_key
 from kvx.tier_config import PeerTierConfig
 
 DRAM = {"kind": "dram", "capacity": "64MiB"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
@@ -15,12 +16,15 @@ from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
 from kvx_vllm.settings import Settings, check_engine
 from kvx_vllm.spec import made_for
-from kvx_vllm.specs import KvxWorkerMetadata
+from kvx_vllm.specs import KvxWorkerMetadata, RankAddress
 from kvx_vllm.worker import KvxWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
         KVConnectorPromMetrics,
         PromMetric,
@@ -57,9 +61,30 @@ class KvxConnector(OffloadingConnector):
             self._has_groups = len(kv_cache_config.kv_cache_groups) > 1
 
     @classmethod
-    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:  # noqa: ARG003 - vLLM's
-        """Ask for blocks that are one run of bytes; any layout works."""
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
+        """Ask for blocks that are one run of bytes; any layout works.
+
+        But not of MLA: some of its backends say that they take any layout, and fail with this one.
+        Its runs are long as they are.
+        """
+        if vllm_config.model_config.use_mla:
+            return super().get_required_kvcache_layout(vllm_config)
         return "BLHNC"
+
+    def get_handshake_metadata(self) -> RankAddress | None:
+        """Return where the scheduler asks this rank; None where it is in this process."""
+        return self._worker.address
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: Mapping[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """Take where all ranks can be asked.
+
+        Raises:
+            kvx.UnavailableError: One cannot be reached from here.
+        """
+        told = [one for one in metadata.values() if isinstance(one, RankAddress)]
+        self._manager.meet_ranks({one.rank: Path(one.path) for one in told})
 
     @classmethod
     def build_prom_metrics(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvx_vllm.settings import hash_seed
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.kv_offload.config import OffloadingConfig
 
@@ -71,6 +72,7 @@ class EngineFacts:
             self._backends(kv_group.layer_names),
             self.config.device_config.device_type,
             (place, len(offloading.groups), kv_group.layer_names),
+            (str(self.config.model_config.dtype), _spelled_model(self.config.model_config)),
             _spelled(kv_group.kv_cache_spec),
             plane_sizes,
             (parallel.pcp_size, parallel.dcp_size, parallel.rank // parallel.tp_size),
@@ -86,6 +88,16 @@ class EngineFacts:
             if hasattr(modules.get(name), "get_attn_backend")
         }
         return sorted(found)
+
+
+def _spelled_model(model: ModelConfig) -> str:
+    """Return the shape of a model and how it turns positions, with what a user overrode of it."""
+    facts = {
+        name: value
+        for name, value in model.hf_config.to_dict().items()
+        if not name.startswith("_") and name != "transformers_version"
+    }
+    return json.dumps(facts, sort_keys=True, default=lambda one: type(one).__name__)
 
 
 def _spelled(spec: object) -> str:

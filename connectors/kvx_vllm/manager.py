@@ -18,7 +18,6 @@ from vllm.v1.kv_offload.base import (
     get_offload_group_idx,
     make_offload_key,
 )
-from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 import kvx
 from kvx_vllm.account import Account, PlannedBlock
@@ -27,13 +26,15 @@ from kvx_vllm.metrics import Meter
 from kvx_vllm.specs import KvxBlocks, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
         OffloadingConnectorStats,
     )
     from vllm.v1.kv_offload.base import OffloadingEvent, ScheduleEndContext
     from vllm.v1.kv_offload.config import OffloadingConfig
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
     from kvx_vllm.pd.handoff import Handoff
     from kvx_vllm.ranks import Ranks
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from kvx_vllm.specs import LoadFailure
     from kvx_vllm.telling import Told
 
+# Names of vLLM's `CacheHitSource`, which 0.31 has not.
 _SOURCES = {
-    kvx.TierKind.HBM: CacheHitSource.HOST,
-    kvx.TierKind.DRAM: CacheHitSource.HOST,
-    kvx.TierKind.NVME: CacheHitSource.DISK,
-    kvx.TierKind.S3: CacheHitSource.DISK,
-    kvx.TierKind.PEER: CacheHitSource.P2P,
+    kvx.TierKind.HBM: "HOST",
+    kvx.TierKind.DRAM: "HOST",
+    kvx.TierKind.NVME: "DISK",
+    kvx.TierKind.S3: "DISK",
+    kvx.TierKind.PEER: "P2P",
 }
 
 
@@ -72,6 +74,7 @@ class Request:
         num_computed: Tokens that the engine has already.
         answers: For each group; emptied when the scheduler asks anew.
         asked_at: When S3 was first asked for it, of the monotonic clock; None before that.
+        is_outdated: Whether its KV is from before a reset; until vLLM computes it anew.
         account: What became of its prompt. Blocks that failed are not tried again.
     """
 
@@ -80,6 +83,7 @@ class Request:
     answers: dict[int, Answer] = field(default_factory=dict)
     asked_at: float | None = None
     account: Account = field(default_factory=Account)
+    is_outdated: bool = False
 
 
 class KvxManager(OffloadingManager):
@@ -137,6 +141,7 @@ class KvxManager(OffloadingManager):
         request.chains = self._chains(hashes)
         request.num_computed = num_computed
         request.answers.clear()
+        request.is_outdated = False
         request.account.begin(num_computed)
         self._handoff.look(req_id, request.chains)
 
@@ -165,14 +170,17 @@ class KvxManager(OffloadingManager):
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         """Return which of vLLM's kinds of tier a block comes from."""
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource  # noqa: PLC0415 - 0.32 asks
+
         tier = self._tier_of(key, req_context)
-        return _SOURCES.get(tier, CacheHitSource.EXTERNAL_UNSPECIFIED)
+        return CacheHitSource[_SOURCES.get(tier, "EXTERNAL_UNSPECIFIED")]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> KvxBlocks:
         """Return what the workers load; what is evicted until then is computed."""
         planned = [self._planned(key, req_context) for key in keys]
         self._requests[req_context.req_id].account.plan(planned)
-        return KvxBlocks(req_context.req_id, self._runs(list(keys), req_context))
+        runs = self._runs(list(keys), req_context)
+        return KvxBlocks(req_context.req_id, runs, self._ranks.life)
 
     def complete_load(
         self,
@@ -192,9 +200,11 @@ class KvxManager(OffloadingManager):
 
         Partial tails are left out: their hashes are in no chain that is counted from the start.
         """
-        wanted = [key for key in keys if self._is_whole(key, req_context)]
+        is_void = self._is_outdated(req_context)
+        wanted = [key for key in keys if not is_void and self._is_whole(key, req_context)]
         self._handoff.storing(req_context.req_id, wanted)
-        blocks = KvxBlocks(req_context.req_id, self._runs(wanted, req_context, is_store=True))
+        runs = self._runs(wanted, req_context, is_store=True)
+        blocks = KvxBlocks(req_context.req_id, runs, self._ranks.life)
         return PrepareStoreOutput(wanted, blocks, [])
 
     def complete_store(
@@ -260,7 +270,14 @@ class KvxManager(OffloadingManager):
     def reset_cache(self) -> None:
         """Let nothing be found that was stored before."""
         self._handoff.reset()
+        for request in self._requests.values():
+            request.answers.clear()
+            request.is_outdated = True
         self._ranks.reset()
+
+    def meet_ranks(self, paths: Mapping[int, Path]) -> None:
+        """Take from vLLM where ranks in other processes listen."""
+        self._ranks.meet(paths)
 
     def shutdown(self) -> None:
         """Let the ranks go."""
@@ -270,6 +287,11 @@ class KvxManager(OffloadingManager):
     def _chains(self, hashes: Sequence[bytes]) -> list[list[bytes]]:
         """Return the hashes of the blocks of each group."""
         return [list(hashes[per_block - 1 :: per_block]) for per_block in self._hashes_per_block]
+
+    def _is_outdated(self, req_context: ReqContext) -> bool:
+        """Return whether a request computed KV before a reset and goes on with it."""
+        request = self._requests.get(req_context.req_id)
+        return request is not None and request.is_outdated
 
     def _answer(self, request: Request, group: int) -> Answer | None:
         found = request.answers.get(group)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import kvx
-from kvx.namespace import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN
+from kvx_vllm.rank_server import RankServer, socket_path
+from kvx_vllm.specs import RankAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from kvx_vllm.settings import Settings
 
 _log = logging.getLogger(__name__)
-_CLOSE_S = 10.0
+# vLLM gives its workers 5 seconds to end.
+_CLOSE_S = 4.0
 # Of this process, by engine and rank. A scheduler that runs where its worker does asks it directly.
 _here: dict[tuple[str, int], RankCache] = {}
 _here_lock = threading.Lock()
@@ -61,6 +63,9 @@ class RankCache:
             groups: Facts of the namespace, the engine's memory, whether that is a device's.
         """
         self._engine = engine
+        self._life = 0
+        self._life_lock = threading.Lock()
+        self._server: RankServer | None = None
         self.cache = cache
         self.groups = [
             GroupCache(facts, view, cache.namespace(**facts), is_on_device)
@@ -73,11 +78,53 @@ class RankCache:
         """Return where the blocks of a prompt from `first` on are, for one group."""
         return self.groups[group].space.locate(list(hashes), first=first)
 
-    def reset(self) -> None:
-        """Let nothing be found that was stored before, here, in a bucket, or at peers.
+    def begin_life(self, life: int) -> bool:
+        """Let nothing be found that was stored in an earlier life of the engine.
 
-        Whoever resets has mostly changed the weights; what is still on its way in must not be
-        found either. So blocks live under another namespace from now on, of this life alone.
+        The scheduler counts lives; whatever it says to a rank names one, and the first that names a
+        new one resets the rank, by whichever way it came.
+
+        Args:
+            life: One more after every reset.
+
+        Returns:
+            False where a later one has begun: what belongs to this one is void.
+        """
+        with self._life_lock:
+            if life > self._life:
+                self._reset()
+                self._life = life
+            return life == self._life
+
+    def serve(self) -> None:
+        """Let a scheduler in another process ask.
+
+        Raises:
+            kvx.ConfigError: Another engine has the same id.
+        """
+        self._server = RankServer(socket_path(*self._engine), self)
+
+    @property
+    def address(self) -> RankAddress | None:
+        """Where a scheduler in another process asks; None where it is in this one."""
+        if self._server is None:
+            return None
+        return RankAddress(self._engine[1], str(self._server.path))
+
+    def close(self) -> None:
+        """Close the cache within a bound."""
+        with _here_lock:
+            _here.pop(self._engine, None)
+        if self._server is not None:
+            self._server.close()
+        report = self.cache.close(timeout_s=_CLOSE_S)
+        _log.info("kvx cache closed: %s", report)
+
+    def _reset(self) -> None:
+        """Take other namespaces, of this life alone, and let go of what is in the old ones.
+
+        Whoever resets has mostly changed the weights: what a bucket or a peer holds, and what is
+        still on its way in, must not be found either.
         """
         life = uuid.uuid4().hex
         for group in self.groups:
@@ -85,13 +132,6 @@ class RankCache:
             group.space = self.cache.namespace(**group.facts)
         self.cache.clear()
         _log.info("the cache was reset: blocks stored from now on are lost with this engine")
-
-    def close(self) -> None:
-        """Close the cache within a bound."""
-        with _here_lock:
-            _here.pop(self._engine, None)
-        report = self.cache.close(timeout_s=_CLOSE_S)
-        _log.info("kvx cache closed: %s", report)
 
 
 def rank_cache_here(engine_id: str, rank: int) -> RankCache | None:
@@ -129,13 +169,13 @@ def views_of(caches: CanonicalKVCaches) -> list[tuple[tuple[int, ...], kvx.Block
 
 
 def _check_blocks(group: int, view: kvx.BlockView) -> None:
-    size = view.layout.block_bytes
-    if not BLOCK_BYTES_MIN <= size <= BLOCK_BYTES_MAX:
-        change = "larger" if size < BLOCK_BYTES_MIN else "smaller"
+    try:
+        kvx.Namespace("any", "any", view.layout.block_bytes)
+    except kvx.UsageError as error:
         raise kvx.ConfigError(
-            f"blocks of KV cache group {group} have {size} bytes, and kvx keeps blocks of "
-            f"{BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}: give vLLM a {change} --block-size"
-        )
+            f"blocks of KV cache group {group} cannot be kept: {error}; "
+            "give vLLM another --block-size"
+        ) from None
     if view.overlapping is not None:
         one, other = view.overlapping
         raise kvx.ConfigError(
@@ -145,8 +185,16 @@ def _check_blocks(group: int, view: kvx.BlockView) -> None:
 
 
 def config_of_rank(settings: Settings, parallel: OffloadingParallelConfig) -> kvx.CacheConfig:
-    """Return the configuration of one rank: its share of memory, a directory of its own."""
+    """Return the configuration of one rank: its share of memory, a directory of its own.
+
+    The directory above those of the ranks is made, if it is not there.
+    """
     if parallel.world_size == 1 and parallel.data_parallel_size == 1:
         return settings.cache
     label = f"dp{parallel.data_parallel_index}-rank{parallel.rank}"
-    return settings.cache.of_rank(label, parallel.world_size)
+    config = settings.cache.of_rank(label, parallel.world_size)
+    for tier in config.tiers:
+        path = getattr(tier, "path", None)
+        if path is not None:  # as one rank alone would make its own
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+    return config

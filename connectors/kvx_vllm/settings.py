@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +29,8 @@ class Settings:
         cache: The tiers, as `kvx.TieredCache.open` takes them.
         load_deadline_s: Seconds a load may take; what has not come then is computed.
         store_deadline_s: Seconds a store may take.
-        lookup_deadline_s: Seconds a request waits at most to hear what S3 holds.
+        lookup_deadline_s: Seconds a request waits at most to hear what S3, and what ranks in other
+            processes, hold.
         pd_lease_s: Seconds that a prefill is kept for the engine that decodes.
         pd_wait_s: Seconds a request waits at most for the engine that computed its prompt.
         revision: Of the weights, where the model's own revision does not tell.
@@ -63,7 +65,7 @@ class Settings:
         given = {name: extra[name] for name in own - {"config"} if name in extra}
         for name, value in given.items():
             is_seconds = name.endswith("_s")
-            if is_seconds and not (type(value) in (int, float) and value > 0):
+            if is_seconds and not (type(value) in (int, float) and 0 < value < math.inf):
                 raise kvx.ConfigError(f"{name} is {value!r}; seconds above 0 are needed")
             if not is_seconds and not isinstance(value, str):
                 raise kvx.ConfigError(f"{name} is {value!r}; a text is needed")
@@ -91,6 +93,14 @@ def check_engine(config: VllmConfig) -> None:
         raise kvx.ConfigError(
             f"kv_role is {transfer.kv_role!r}; kvx stores and loads: "
             'write "kv_role": "kv_both" in --kv-transfer-config'
+        )
+    has_chunks = config.scheduler_config.enable_chunked_prefill
+    if not (config.cache_config.enable_prefix_caching or has_chunks):
+        raise kvx.ConfigError(
+            "prefix caching and chunked prefill are both off. vLLM does so for what cannot go on "
+            "from a prefix (attention that is not causal, MLA on CPUs without AMX): answers from "
+            "stored KV would be wrong, so run this model without the connector. If it was you who "
+            "turned them off, leave --enable-chunked-prefill on"
         )
     algorithm = config.cache_config.prefix_caching_hash_algo
     if algorithm.startswith("xxhash") and not hash_seed():

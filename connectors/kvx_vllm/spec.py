@@ -6,6 +6,7 @@ import contextlib
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadingSpec
 
 import kvx
@@ -14,7 +15,8 @@ from kvx_vllm.manager import KvxManager
 from kvx_vllm.metrics import definitions
 from kvx_vllm.pd.handoff import Handoff
 from kvx_vllm.rank_cache import RankCache, config_of_rank, rank_cache_here, views_of
-from kvx_vllm.ranks import OneRankHere
+from kvx_vllm.rank_server import socket_path
+from kvx_vllm.ranks import ONE_MACHINE, OneRankHere, RanksElsewhere
 from kvx_vllm.settings import Settings
 from kvx_vllm.telling import RankTelling
 from kvx_vllm.worker import KvxWorker
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingMetricMetadata
     from vllm.v1.kv_offload.config import OffloadingConfig
 
+    from kvx_vllm.ranks import Ranks
+
+_log = init_logger("vllm.kvx")  # vLLM shows what is said below its own name
 _engine: ContextVar[EngineFacts] = ContextVar("the engine whose connector is being made")
 
 
@@ -65,10 +70,16 @@ class KvxSpec(OffloadingSpec):
         return definitions()
 
     def get_manager(self) -> KvxManager:
-        """Return the scheduler's half; the workers are there already."""
-        engine_id, is_one = self.config.engine_id, self.config.parallel.world_size == 1
-        handoff = Handoff(rank_cache_here(engine_id, 0) if is_one else None, self._settings)
-        return KvxManager(self.config, self._settings, OneRankHere(engine_id), handoff)
+        """Return the scheduler's half; the workers are there already.
+
+        Raises:
+            kvx.ConfigError: They cannot be asked: some run on other machines.
+        """
+        ranks = self._ranks()
+        is_here = isinstance(ranks, OneRankHere)
+        rank = rank_cache_here(self.config.engine_id, 0) if is_here else None
+        handoff = Handoff(rank, self._settings)
+        return KvxManager(self.config, self._settings, ranks, handoff)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> KvxWorker:
         """Open the cache of this rank and return the worker's half."""
@@ -84,9 +95,35 @@ class KvxSpec(OffloadingSpec):
                 for place, (sizes, view, is_on_device) in enumerate(views_of(kv_caches))
             ]
             rank_cache = RankCache((self.config.engine_id, parallel.rank), cache, groups)
+            if self._facts.config.parallel_config.distributed_executor_backend != "uni":
+                rank_cache.serve()
         except BaseException:
             cache.close(timeout_s=1.0)
             raise
+        for place, group in enumerate(rank_cache.groups):
+            _log.info(
+                "kvx: rank %d keeps KV cache group %d in blocks of %d tokens and %d bytes, "
+                "namespace %s",
+                parallel.rank, place, group.space.namespace.block_tokens, group.space.block_bytes,
+                group.space.namespace.public_id.hex(),
+            )  # fmt: skip
         has_events = self.kv_events_config.enable_kv_cache_events
         telling = RankTelling(rank_cache, parallel.rank, has_events=has_events)
         return KvxWorker(rank_cache, self._settings, telling)
+
+    def _ranks(self) -> Ranks:
+        parallel = self._facts.config.parallel_config
+        here = rank_cache_here(self.config.engine_id, 0)
+        if here is not None and parallel.world_size == 1:
+            return OneRankHere(here)
+        if parallel.nnodes_within_dp > 1:
+            raise kvx.ConfigError(
+                f"this engine spans {parallel.nnodes_within_dp} nodes; {ONE_MACHINE}"
+            )
+        if parallel.distributed_executor_backend == "external_launcher":
+            raise kvx.ConfigError(
+                "--distributed-executor-backend external_launcher gives every rank a scheduler; "
+                "they could disagree on what kvx holds: use mp"
+            )
+        paths = [socket_path(self.config.engine_id, rank) for rank in range(parallel.world_size)]
+        return RanksElsewhere(paths, self._settings.lookup_deadline_s)

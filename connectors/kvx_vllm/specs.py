@@ -1,10 +1,11 @@
-"""What the scheduler tells the worker of a load or a store. Crosses processes inside vLLM."""
+"""What scheduler and workers tell one another. Crosses processes inside vLLM."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
@@ -38,10 +39,12 @@ class KvxBlocks(LoadStoreSpec):
     Attributes:
         req_id: Whose.
         runs: Them.
+        life: Of the cache, when the job was made: what is stored for an earlier one is void.
     """
 
     req_id: str
     runs: list[Run]
+    life: int = 0
 
 
 @dataclass(slots=True)
@@ -59,6 +62,19 @@ class LoadFailure:
     group: int
     hashes: list[bytes]
     reasons: list[str]
+
+
+@dataclass
+class RankAddress(KVConnectorHandshakeMetadata):
+    """Where a rank can be asked; told to the scheduler once, at start.
+
+    Attributes:
+        rank: Which.
+        path: Of the socket it listens on.
+    """
+
+    rank: int
+    path: str
 
 
 @dataclass

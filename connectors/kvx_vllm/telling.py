@@ -78,7 +78,7 @@ class RankTelling:
         """Note what one transfer of it moved."""
         group = part.run.group
         self._meter.moved(job.direction, result, self._groups[group].space.block_bytes)
-        if not job.is_load:
+        if not job.is_load or not part.run.tiers:
             return
         found = dict(zip(part.run.hashes, part.run.tiers, strict=True))
         for one, tier in zip(part.hashes, result.tiers.tolist(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import logging
 import time
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kvx_vllm.rank_cache import GroupCache, RankCache
     from kvx_vllm.settings import Settings
-    from kvx_vllm.specs import Run
+    from kvx_vllm.specs import RankAddress, Run
     from kvx_vllm.telling import RankTelling
 
 _log = logging.getLogger(__name__)
@@ -88,13 +88,23 @@ class KvxWorker(OffloadingWorker):
         self._bad_blocks: set[int] = set()
         self._failed: list[LoadFailure] = []
 
+    @property
+    def address(self) -> RankAddress | None:
+        """Where the scheduler asks this rank; None where it is in this process."""
+        return self._rank_cache.address
+
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: KvxBlocks) -> bool:
         """Begin to copy blocks of the engine into the cache."""
-        self._submit(job_id, Job(dst_spec, is_load=False), src_spec)
+        job = Job(dst_spec, is_load=False)
+        if self._rank_cache.begin_life(dst_spec.life):
+            self._submit(job_id, job, src_spec)
+        else:
+            self._jobs[job_id] = job  # of KV from before a reset: nothing to do
         return True
 
     def submit_load(self, job_id: int, src_spec: KvxBlocks, dst_spec: GPULoadStoreSpec) -> bool:
         """Begin to copy blocks of the cache into the engine."""
+        self._rank_cache.begin_life(src_spec.life)
         self._submit(job_id, Job(src_spec, is_load=True), dst_spec)
         return True
 
@@ -183,6 +193,7 @@ class KvxWorker(OffloadingWorker):
         if not len(missed):
             return
         self._bad_blocks.update(part.block_ids[missed].tolist())
+        _clean(self._rank_cache.groups[part.run.group], part.block_ids[missed])
         names = [kvx.MissReason(int(reasons[row])).name.lower() for row in missed]
         hashes = [part.hashes[row] for row in missed]
         self._failed.append(LoadFailure(req_id, part.run.group, hashes, names))
@@ -210,6 +221,20 @@ def _aligned(
             yield run, of_run[real], [run.hashes[row] for row in real]
 
 
+def _clean(group: GroupCache, block_ids: npt.NDArray[np.int64]) -> None:
+    """Zero blocks of host memory that were not filled.
+
+    kvx leaves NaN where wrong bytes had been on their way. Attention multiplies what lies behind
+    the end of a prompt by 0: NaN stays NaN, in the answer of whoever is given the block next.
+    Device memory is left as it was by kvx itself.
+    """
+    if group.is_on_device:
+        return
+    for base, stride, size in group.view.planes.tolist():
+        for block in block_ids.tolist():
+            ctypes.memset(base + block * stride, 0, size)
+
+
 def _stream(group: GroupCache) -> object:
     """Return the stream that the engine computes on; None in host memory."""
     return torch.cuda.current_stream().cuda_stream if group.is_on_device else None
@@ -224,9 +249,11 @@ def _is_over(job: Job) -> bool:
 
 def _give_up_after(transfer: kvx.Transfer[kvx.TransferResult], timeout_s: float) -> None:
     """Cancel a transfer that does not end in time."""
-    with contextlib.suppress(kvx.KvxError):
+    try:
         transfer.wait(timeout_s)
-    transfer.cancel()
+    except kvx.KvxError as error:
+        if transfer.cancel():
+            _log.warning("blocks are wanted back before they are stored: %s", error)
 
 
 def _outcome(transfer: kvx.Transfer[kvx.TransferResult] | None) -> kvx.TransferResult | None:

@@ -80,8 +80,9 @@ class Onboard(Operation):
         self._others: list[PeerFetches | S3Fetches] = []
         if shared.peers is not None:
             self._others.append(PeerFetches(self, shared.peers))
-        if space.s3 is not None:
-            self._others.append(S3Fetches(self, space.s3))
+        self._from_objects = None if space.s3 is None else S3Fetches(self, space.s3)
+        if self._from_objects is not None:
+            self._others.append(self._from_objects)
         # Rows that somebody else did not bring in time, though this operation had time left.
         self._is_late = np.zeros(len(keys), np.bool_)
         self._is_hbm_down = False
@@ -98,7 +99,7 @@ class Onboard(Operation):
         window = min(window, max(1, self.pool.index.num_slots // _WINDOW_SHARE))
         if self._way.layers > 1:
             window = len(self.waiting)  # every block's first layer before anybody's second
-        while len(self.waiting) and len(self._steps) < _WINDOWS_IN_FLIGHT:
+        while len(self.waiting) and self._may_begin():
             before = len(self.waiting)
             rows, self.waiting = self.waiting[:window], self.waiting[window:]
             rows = self._copy_within(rows)
@@ -109,6 +110,15 @@ class Onboard(Operation):
                 self._read(rows[~found.mask])
             if len(self.waiting) >= before:
                 return
+
+    def _may_begin(self) -> bool:
+        """Return whether another window may begin; what objects bring is limited where it begins.
+
+        A line to them is long: waiting for nearly all of a window to begin the next empties it.
+        """
+        if self._from_objects is not None and self._from_objects.is_full():
+            return False
+        return sum(step.is_window for step in self._steps) < _WINDOWS_IN_FLIGHT
 
     def _copy_within(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Serve what HBM has, inside the device; returns the rows that are left."""
@@ -213,6 +223,7 @@ class Onboard(Operation):
                     settle=settle,
                     give_up=self.give_up,
                     keep=(target, self.shared.dram),
+                    is_window=tier is not TierKind.S3,
                 )
             ),
             rows,

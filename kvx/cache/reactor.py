@@ -74,12 +74,14 @@ class Step:
         settle: Called once, after the bytes have stopped.
         give_up: Called once if the job ends while bytes still move; before `settle`.
         keep: Whatever the bytes live in: held until settled.
+        is_window: Whether it is one of the few that an operation has under way at a time.
     """
 
     job: MovingJob
     settle: Callable[[MovingJob], None]
     give_up: Callable[[MovingJob], None]
     keep: object = None
+    is_window: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_waiters: int = 0
     is_given_up: bool = False

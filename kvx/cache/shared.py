@@ -95,6 +95,10 @@ class NamespaceTable:
         """Return what records say about namespaces given by number."""
         return NamespaceFacts(self._fingerprints[ids], self._block_bytes[ids], self._tenants[ids])
 
+    def tenant_of(self, namespace_id: int) -> int:
+        """Return the digest of the name of the tenant of a namespace given by number."""
+        return int(self._tenants[namespace_id])
+
     def public_id(self, namespace_id: int) -> bytes:
         """Return the 16 bytes that name a namespace to others."""
         return public_id(self._fingerprints[namespace_id].tobytes())

@@ -59,12 +59,12 @@ class CacheSpace:
         }
         if shared.hbm is not None and self.hbm_pool is not None:
             self._memory[TierKind.HBM] = (shared.hbm, self.hbm_pool)
+        self.s3 = shared.s3 if shared.s3 and shared.s3.takes(namespace) else None
         self.namespace_id = shared.names.add(
             namespace.fingerprint, namespace.block_bytes, namespace.tenant_digest
         )
         shared.sightings.add_namespace(self.namespace_id, namespace)
         self._owner = shared.names.owner_id(namespace.tenant_digest)
-        self.s3 = shared.s3 if shared.s3 and shared.s3.takes(self.block_bytes) else None
         self._deadline_s = deadline_s
         self._pins: dict[bytes, list[tuple[int, int]]] = {}
         self._pins_lock = threading.Lock()

@@ -102,6 +102,7 @@ class TieredCache:
 
         Raises:
             UsageError: A field is missing, unknown or malformed.
+            ConfigError: Objects in S3 are sealed, and the tenant has no key for that.
             CapacityError: The DRAM tier can never hold a block of that size.
         """
         return self.space(self.config.namespace(facts))

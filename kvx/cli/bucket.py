@@ -85,7 +85,8 @@ def bucket_config(address: str, options: argparse.Namespace) -> S3TierConfig:
     # A tier would rather miss than wait; here somebody wants an answer.
     given.setdefault("deadline_s", max(_DEADLINE_S, start.deadline_s))
     if "seal_key_file" in given or "seal_key_env" in given:
-        given = {"seal_key_file": None, "seal_key_env": "", **given}
+        # It alone: what the configuration names need not be readable here.
+        given = {"seal_key_file": None, "seal_key_env": "", "seal_keys": {}, **given}
     return replace(start, bucket=bucket, prefix=prefix if slash else start.prefix, **given)
 
 

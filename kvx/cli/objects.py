@@ -14,7 +14,8 @@ from rich.table import Column, Table
 
 from kvx.cache.s3.census import Census, Holding, Verification, header_of, verify
 from kvx.cache.s3.inventory import Inventory, Verdict
-from kvx.cache.s3.opening import open_sealer
+from kvx.cache.s3.keyring import Keyring
+from kvx.cache.s3.opening import open_keyring
 from kvx.cache.s3.store import ObjectError
 from kvx.cli.bucket import bucket_config, with_inventory
 from kvx.cli.figures import printable, size, when
@@ -23,7 +24,6 @@ from kvx.errors import CorruptBlock, IncompatibleError
 if TYPE_CHECKING:
     import argparse
 
-    from kvx.cache.s3.seal import Sealer
     from kvx.cache.s3.store import ObjectFacts
 
 # A header is read of each that is shown.
@@ -59,12 +59,13 @@ class _Verified:
 def inspect_bucket(options: argparse.Namespace) -> int:
     """Describe a bucket; with --verify, 1 if anything in it is damaged."""
     config = bucket_config(options.path, options)
-    sealer = open_sealer(config)
+    # Only who verifies needs keys.
+    keyring = open_keyring(config) if options.verify else Keyring({})
     census, verified = Census(config.prefix), _Verified()
     console = Console()
 
     async def work(inventory: Inventory) -> None:
-        await _count(inventory, census, verified if options.verify else None, sealer)
+        await _count(inventory, census, verified if options.verify else None, keyring)
         console.print(f"[bold]s3://{escape(config.bucket)}/{escape(config.prefix)}[/]")
         console.print(await _namespaces(inventory, census))
 
@@ -87,7 +88,7 @@ def inspect_bucket(options: argparse.Namespace) -> int:
 
 
 async def _count(
-    inventory: Inventory, census: Census, verified: _Verified | None, sealer: Sealer | None
+    inventory: Inventory, census: Census, verified: _Verified | None, keyring: Keyring
 ) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     now_s = time.time()
@@ -96,7 +97,7 @@ async def _count(
         assert verified is not None
         finding = await inventory.judge(facts, now_s=now_s)
         if finding.header is not None:
-            verified.add(facts, await verify(inventory, facts, finding.header, sealer))
+            verified.add(facts, await verify(inventory, facts, finding.header, keyring))
         elif finding.verdict is Verdict.DAMAGED:
             verified.damage(facts, finding.why)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvx.cache.s3.names import root
 from kvx.cache.s3.obstore_store import open_store
+from kvx.cache.s3.opening import open_keyring
 from kvx.cache.s3.store import ObjectError, ObjectFault
 from kvx.cli.finding import Finding
 from kvx.errors import KvxError
@@ -32,11 +33,26 @@ def s3_findings(config: CacheConfig | None) -> Iterator[Finding]:
             remedy="a tier of kind s3, and --config: says whether its bucket can be used",
         )  # fmt: skip
         return
+    yield _keys(tier)
     subject = f"S3 bucket {tier.bucket}"
     try:
         yield Finding(subject, is_good=True, found=asyncio.run(_try(open_store(tier), tier)))
     except KvxError as error:
         yield Finding(subject, is_good=False, found=str(error))
+
+
+def _keys(tier: S3TierConfig) -> Finding:
+    try:
+        is_sealing = open_keyring(tier).is_sealing
+    except KvxError as error:
+        return Finding("S3 sealing", is_good=False, found=str(error))
+    if not is_sealing:
+        return Finding("S3 sealing", is_good=True, found="off: objects are stored as they are")
+    has_default = tier.seal_key_file is not None or bool(tier.seal_key_env)
+    others = "one for all others" if has_default else "tenants without one are refused"
+    return Finding(
+        "S3 sealing", is_good=True, found=f"{len(tier.seal_keys)} tenants have keys; {others}"
+    )
 
 
 async def _try(store: ObjectStore, tier: S3TierConfig) -> str:

@@ -85,8 +85,8 @@ class Rig:
         token: bytes = self.ask("lease", list(range(NUM_BLOCKS)), **terms)[1]
         return token
 
-    def wait_writable(self) -> None:
-        """Make the way and see it take a write."""
+    def write_one(self) -> None:
+        """Write one block, verified: so the way stands and is known to take writes."""
         token = self.lease(rights=WRITE)
         self.agent.write(
             self.local([0]), self.peer.blocks([0], lease=token), backend=self.backend
@@ -161,7 +161,7 @@ def reads_what_was_leased(rig: Rig) -> None:
 
 def writes_before_it_tells(rig: Rig) -> None:
     """The note of a write comes when its bytes are there, not before."""
-    rig.wait_writable()
+    rig.write_one()
     token = rig.lease(rights=WRITE)
     rig.blocks[:] = pattern(2, NUM_BLOCKS, BLOCK_BYTES)
     rig.agent.write(
@@ -290,7 +290,7 @@ def ends_when_the_owner_freezes(rig: Rig) -> None:
     if rig.process is None:
         return
     token = rig.lease(rights=WRITE)
-    rig.wait_writable()
+    rig.write_one()
     rig.process.freeze()
     try:
         began = time.monotonic()

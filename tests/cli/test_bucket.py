@@ -108,6 +108,33 @@ def test_the_configuration_says_the_rest(
     assert "0 objects are garbage" in unwrapped(capsys.readouterr().out), "no prefix is another one"
 
 
+def test_keys_of_tenants_are_those_of_the_configuration(
+    stocked: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, path = tmp_path / "key", tmp_path / "cache.yaml"
+    path.write_text(
+        "tiers: [{kind: dram, capacity: 2MiB}, {kind: s3, bucket: other, prefix: kvx, "
+        f"endpoint: '{stocked.service.url}', seal_keys: {{a: {{file: {key}}}}}}}]"
+    )
+    # No key is needed to count and to clean.
+    for verb, *options in (["inspect"], ["gc"]):
+        assert main([verb, stocked.address, "--config", str(path), *options]) == 0
+    verify = ["inspect", stocked.address, "--config", str(path), "--verify"]
+    assert main(verify) == 1
+    assert f"seal_keys.a.file: {key}: the key cannot be read" in capsys.readouterr().err
+    for content, what in ((bytes(31) + b"!", "8 blocks read"), (KEY, "12 blocks read")):
+        key.write_bytes(content)
+        key.chmod(0o600)
+        assert main(verify) == 1, "the damaged one"
+        assert f"{what}, 0 damaged" in unwrapped(capsys.readouterr().out)
+    other = tmp_path / "other"
+    other.write_bytes(KEY)
+    other.chmod(0o600)
+    key.unlink()
+    assert main([*verify, "--seal-key-file", str(other)]) == 1
+    assert "12 blocks read, 0 damaged" in unwrapped(capsys.readouterr().out)
+
+
 def test_a_bucket_that_is_not_there(stocked: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["s3://no-such-bucket/kvx", "--endpoint", stocked.service.url]
     for verb in ("gc", "inspect"):

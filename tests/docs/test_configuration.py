@@ -22,8 +22,10 @@ SECTIONS: dict[str, type] = {
     "`kind: hbm`": tier_config.HbmTierConfig,
     "`kind: dram`": tier_config.DramTierConfig,
     "`kind: nvme`": tier_config.NvmeTierConfig,
+    "`kind: s3`": tier_config.S3TierConfig,
     "`kind: peer`": tier_config.PeerTierConfig,
     "`admission`": tier_config.AdmissionConfig,
+    "`admission` of `s3`": tier_config.S3AdmissionConfig,
     "`breaker`": config.BreakerConfig,
     "`tenants`": config.TenantConfig,
     "Agents": AgentConfig,
@@ -38,7 +40,8 @@ def rows(heading: str) -> dict[str, list[str]]:
 
 
 def shown_default(field: dataclasses.Field[object]) -> str:
-    value = field.default
+    has_factory = field.default_factory is not dataclasses.MISSING
+    value = field.default_factory() if has_factory else field.default  # type: ignore[misc]
     if field.name == "kind" or value is dataclasses.MISSING:
         return "required"
     if value is None:

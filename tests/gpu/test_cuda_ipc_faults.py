@@ -44,6 +44,14 @@ def read_some(rig: Rig, count: int = 8, **named: Any) -> Any:
     return rig.agent.read(rig.local(np.arange(count)), remote, **named)
 
 
+def write_held_up(rig: Rig, **named: Any) -> Any:
+    """Begin a write that the receiver's device does not get done until it is thawed."""
+    rig.write_one()
+    token = rig.lease(rights=WRITE)
+    rig.ask("freeze_engine", int(Engine.ON_DEVICE))
+    return rig.agent.write(rig.local(), rig.peer.blocks(lease=token), **named)
+
+
 @pytest.mark.parametrize("here", ["host", "plain"])
 @pytest.mark.parametrize("way", ["deadline", "cancel"])
 def test_what_a_device_has_begun_is_quarantined(
@@ -76,10 +84,7 @@ def test_what_a_device_has_begun_is_quarantined(
 
 def test_a_write_is_quarantined_while_the_receivers_device_hangs(sim: Gpu) -> None:
     with open_ipc(sim) as rig:
-        rig.wait_writable()
-        token = rig.lease(rights=WRITE)
-        rig.ask("freeze_engine", int(Engine.ON_DEVICE))
-        transfer = rig.agent.write(rig.local(), rig.peer.blocks(lease=token), deadline_s=0.3)
+        transfer = write_held_up(rig, deadline_s=0.3)
         with pytest.raises(TransferTimeout):
             transfer.wait()
         assert transfer.outcome is LinkOutcome.QUARANTINED
@@ -90,10 +95,7 @@ def test_a_write_is_quarantined_while_the_receivers_device_hangs(sim: Gpu) -> No
 
 def test_a_write_whose_receiver_was_lost_and_came_back(sim: Gpu) -> None:
     with open_ipc(sim) as rig:
-        rig.wait_writable()
-        token = rig.lease(rights=WRITE)
-        rig.ask("freeze_engine", int(Engine.ON_DEVICE))
-        transfer = rig.agent.write(rig.local(), rig.peer.blocks(lease=token))
+        transfer = write_held_up(rig)
         time.sleep(0.1)
         rig.peer.close()
         with pytest.raises(PeerLost):
@@ -123,10 +125,7 @@ def test_large_blocks_are_verified_beside(sim: Gpu) -> None:
 
 def test_a_cancelled_write_waits_for_the_receivers_word(sim: Gpu) -> None:
     with open_ipc(sim) as rig:
-        rig.wait_writable()
-        token = rig.lease(rights=WRITE)
-        rig.ask("freeze_engine", int(Engine.ON_DEVICE))
-        transfer = rig.agent.write(rig.local(), rig.peer.blocks(lease=token))
+        transfer = write_held_up(rig)
         time.sleep(0.1)
         began = time.monotonic()
         transfer.cancel()
@@ -278,7 +277,7 @@ def test_a_restarted_owner_is_another_one(sim: Gpu) -> None:
 
 def test_a_device_that_fails(sim: Gpu) -> None:
     with open_ipc(sim) as rig:
-        rig.wait_writable()
+        rig.write_one()
         token = rig.lease(rights=WRITE)
         rig.ask("steer", "fail_context", ECC_ERROR)
         remote = rig.peer.blocks(lease=token)

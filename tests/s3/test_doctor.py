@@ -10,6 +10,9 @@ from kvx.cli.s3 import s3_findings
 from kvx.config import CacheConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvx.cli.finding import Finding
     from tests.s3.servers import Bucket
 
 
@@ -23,11 +26,16 @@ def bucket(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return s3_bucket
 
 
-def look(place: Bucket, **settings: object) -> tuple[bool, str]:
-    """Return whether all is good with a tier, and what is said."""
+def findings(place: Bucket, **settings: object) -> list[Finding]:
+    """Return what is said of the keys of a tier, and of its bucket."""
     tier = {"kind": "s3", "bucket": place.name, "endpoint": place.service.url, **settings}
     config = CacheConfig.load({"tiers": [{"kind": "dram", "capacity": "1MiB"}, tier]})
-    (finding,) = s3_findings(config)
+    return list(s3_findings(config))
+
+
+def look(place: Bucket, **settings: object) -> tuple[bool, str]:
+    """Return whether all is good with a bucket, and what is said."""
+    _, finding = findings(place, **settings)
     return finding.is_good, finding.found
 
 
@@ -53,6 +61,17 @@ def test_nobody_who_answers(bucket: Bucket) -> None:
     is_good, found = look(bucket, endpoint="http://127.0.0.1:9", deadline_s=2.0)
     assert not is_good
     assert "127.0.0.1" in found
+
+
+def test_keys_are_read(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEAL", "01" * 32)
+    keys = {"a": {"env": "SEAL"}, "b": {"file": str(tmp_path / "none")}}
+    sealing, answer = findings(bucket, seal_keys=keys)
+    assert not sealing.is_good
+    assert "seal_keys.b.file" in sealing.found
+    assert answer.is_good
+    sealing, _ = findings(bucket, seal_keys={"a": {"env": "SEAL"}})
+    assert (sealing.is_good, sealing.found[:18]) == (True, "1 tenants have key")
 
 
 def test_without_a_tier() -> None:

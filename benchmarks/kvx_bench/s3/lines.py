@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvx_bench.row import Row, median, percentiles_us
 from kvx_bench.s3.delay import DelayedLine
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _DELAYS_MS = (0, 50)
 _DIRECT = "direct"
 _SINGLES = 20
+# For each round: a first block is one sample, not an average over many.
+_TURNS = 2
 
 
 def line_rows(rig: Rig) -> Iterator[Row]:
@@ -48,24 +50,33 @@ def first_block_rows(rig: Rig, num_blocks: int) -> Iterator[Row]:
             delay_ms = dict(zip(map(_name, _DELAYS_MS), _DELAYS_MS, strict=True)).get(name)
             if delay_ms == 0:
                 continue
-            single_s = median(_singles(rig, entrant))
-            times = [entrant.ask("first", prompt=STANDING) for _ in range(rig.rounds)]
+            times, singles, steady_s = _in_turn(rig, entrant)
             firsts = [float(one["first_s"]) for one in times]
             p50_us, p99_us = percentiles_us(firsts)
             whole_s = median(float(one["whole_s"]) for one in times)
             yield Row(
                 f"s3.first-block.{num_blocks}.{name}", p50_us=p50_us, p99_us=p99_us,
-                note=f"{median(firsts) / single_s:.2f} single gets of one block, which take "
-                f"{single_s * 1e3:.1f} ms; all {num_blocks} x {rig.size}: {whole_s * 1e3:.0f} ms",
+                note=f"{median(firsts) / median(singles):.2f} single gets of one block, which take "
+                f"{median(singles) * 1e3:.1f} ms in turn with it and {steady_s * 1e3:.1f} ms one "
+                f"right after another; all {num_blocks} x {rig.size}: {whole_s * 1e3:.0f} ms",
             )  # fmt: skip
 
 
-def _singles(rig: Rig, entrant: Entrant) -> list[float]:
-    """Return the seconds of single gets of one block, by the client that does nothing else."""
+def _in_turn(rig: Rig, entrant: Entrant) -> tuple[list[dict[str, Any]], list[float], float]:
+    """Return times of first blocks, the seconds of single gets beside them, and in a row.
+
+    A single get is another client's that does nothing else. After a prompt, with which the server
+    and all caches have been busy, it takes longer than one right after another.
+    """
     place = rig.place(url=entrant.place.url)
+    times, singles = [], []
     with rig.open("obstore", place, num_blocks=1) as one:
         one.store()
-        return list(one.ask("singles", prompt=STANDING, count=_SINGLES)["times"])
+        for _ in range(_TURNS * rig.rounds):
+            times.append(entrant.ask("first", prompt=STANDING))
+            singles += one.ask("singles", prompt=STANDING, count=1)["times"]
+        steady_s = median(one.ask("singles", prompt=STANDING, count=_SINGLES)["times"])
+    return times, singles, steady_s
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ import socket
 from typing import TYPE_CHECKING
 
 from kvx.cache.peer.tier import PeerTier
-from kvx.config import read_key
 from kvx.errors import ConfigError, UsageError
+from kvx.key_source import read_key
 from kvx.tier_config import PeerTierConfig
 from kvx.transfer.agents.address import is_address, parse_address
 from kvx.transfer.agents.agent import Agent

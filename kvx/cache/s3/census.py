@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kvx.cache.s3.header import Header
     from kvx.cache.s3.inventory import Inventory
-    from kvx.cache.s3.seal import Sealer
+    from kvx.cache.s3.keyring import Keyring
     from kvx.cache.s3.store import ObjectFacts
 
 # Names are made up by whoever may write to the bucket: memory is bounded all the same.
@@ -103,7 +103,7 @@ class Verification:
 
 
 async def verify(
-    inventory: Inventory, facts: ObjectFacts, header: Header, sealer: Sealer | None
+    inventory: Inventory, facts: ObjectFacts, header: Header, keyring: Keyring
 ) -> Verification:
     """Read every block of an object and verify it; holds 8 MiB of it, or one block, at a time.
 
@@ -111,13 +111,14 @@ async def verify(
         inventory: The bucket.
         facts: The object, which `Inventory.judge` found good or expired.
         header: Its header.
-        sealer: For sealed objects; without the right one they cannot be judged.
+        keyring: For sealed objects; without the right key they cannot be judged.
 
     Raises:
         ObjectError: It could not be read.
     """
     shape = header.shape
-    if shape.is_sealed and (sealer is None or sealer.id != header.seal_id):
+    sealer = keyring.by_id(header.seal_id) if shape.is_sealed else None
+    if shape.is_sealed and sealer is None:
         return Verification(num_sealed=shape.num_blocks)
     try:
         footer = read_footer(await inventory.read(facts, *shape.footer_span), facts.name)
@@ -131,7 +132,7 @@ async def verify(
         found = await inventory.read(facts, *shape.span(first, count))
         codes, _ = decode_frames(
             shape, found, first=first, keys=footer.keys[first : first + count],
-            addresses=_addresses(memory[:count]), sealer=sealer if shape.is_sealed else None,
+            addresses=_addresses(memory[:count]), sealer=sealer,
             name=facts.name,
         )  # fmt: skip
         num_right += int((codes == Code.OK).sum())

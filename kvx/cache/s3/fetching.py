@@ -1,7 +1,8 @@
 """Blocks that only objects hold, for one onboard: read in ranges, landed in DRAM slots, handed on.
 
 Each read brings consecutive blocks of one object; the first few, so that a block is on its way to
-the engine soon, the next more, so that a request is worth it.
+the engine soon, the next more, so that a request is worth it. As many are under way as the tier may
+have: a line that is long is kept full, and whenever one ends the next begins.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
 
 # A request costs the client and the service about as much as a MiB, so reads are large; but those
-# that begin are small: the first block is to be there soon.
+# that begin are small: the first block is to be there soon (docs/decisions/0012).
 _PART_BYTES_FIRST = 2 << 20
-_PART_BYTES_MAX = 8 << 20
-# Of as much as that the first block is brought before all others.
+_PART_BYTES_MAX = 16 << 20
+# Under way for each request that there may be. A line is full with its rate times its round trip,
+# 128 MiB at 1 GB/s and 0.1 s; more is only more memory.
+_UNDER_WAY_BYTES = 8 << 20
+# Of as much as that the first block is brought before all others, for so long at most: about what
+# a near service takes for one. A far one is not waited for; the head start is all that it takes.
 _ALONE_BYTES = 32 << 20
+_ALONE_S = 0.008
 _ROOM_S = 0.005
+# What is under way may take one in so many slots.
+_ROOM_SHARE = 2
 # As the tier says it: a frame that has expired, and an object that is not there, which says nothing
 # about why the block is missing here.
 _REASON_OF_CODE = REASON_OF_CODE.copy()
@@ -71,16 +79,24 @@ class S3Fetches:
         self._tier = tier
         self._is_tried = np.zeros(len(operation.keys), np.bool_)
         self._part_bytes = _PART_BYTES_FIRST
-        self._has_begun = False
         self._first: ObjectRead | None = None
+        self._alone_until = 0.0
+        self._has_left = False
         # No room was found: not asked in vain again before this time.
         self._not_before = 0.0
+        # What may not have ended yet, and how many blocks each brings.
+        self._under_way: list[tuple[ObjectRead, int]] = []
+        self._blocks_max = min(
+            tier.config.max_in_flight * _UNDER_WAY_BYTES // operation.block_bytes,
+            operation.pool.index.num_slots // _ROOM_SHARE,
+        )
 
     def launch(self, rows: Rows) -> Rows:
         """Begin to read rows that objects hold; returns those that none holds.
 
         REQUIRES: the operation's lock is held.
         """
+        self._has_left = False
         rest = self._is_tried[rows]
         if rest.all() or not self._tier.is_up():
             return rows
@@ -90,28 +106,64 @@ class S3Fetches:
         found = self._tier.known.find(self._operation.keys[rows])
         rest |= ~found.mask
         taken = np.flatnonzero(~rest)
-        if len(taken) and time.monotonic() < self._not_before:
-            self._operation.postpone(rows[taken])
-            return rows[rest]
-        taken = self._ahead(rows, taken)
-        for part in self._parts(rows[taken], found.groups[taken], found.places[taken]):
-            self._begin(part)
+        ahead = self._ahead(rows, taken)
+        begun = [rows[:0]]
+        for part in self._parts(rows[ahead], found.groups[ahead], found.places[ahead]):
+            if len(begun) > 1 and self._is_cut_short(part, rows):
+                break
+            if not self._has_room(2) or not self._begin(part):
+                break
+            begun.append(part.rows)
+        left = np.setdiff1d(rows[taken], np.concatenate(begun), assume_unique=True)
+        self._operation.postpone(left)
+        self._has_left = len(left) > 0
         return rows[rest]
+
+    def is_full(self) -> bool:
+        """Return whether rows were postponed that there is still no room for.
+
+        REQUIRES: the operation's lock is held.
+        """
+        # Many small reads begin together: to look for a single one costs more than it brings.
+        return self._has_left and (self._is_first_alone() or not self._has_room(1))
+
+    def _has_room(self, rounds: int) -> bool:
+        """Return whether less is under way than so many rounds of requests, and than is allowed."""
+        self._under_way = [one for one in self._under_way if not one[0].is_terminal()]
+        return (
+            time.monotonic() >= self._not_before
+            and len(self._under_way) < rounds * self._tier.config.max_in_flight
+            and sum(num_blocks for _, num_blocks in self._under_way) < max(1, self._blocks_max)
+        )
+
+    def _is_cut_short(self, part: Part, rows: Rows) -> bool:
+        """Return whether a part ends where it does because `rows` do, with more to come."""
+        return (
+            len(self._operation.waiting) > 0
+            and part.rows[-1] == rows[-1]
+            and part.first + len(part.rows) < self._tier.config.blocks_per_object
+            and (len(part.rows) + 1) * self._operation.block_bytes <= self._part_bytes
+        )
 
     def _ahead(self, rows: Rows, taken: Rows) -> Rows:
         """Return which of the places `taken` in `rows` to read now; of many, the first one alone.
 
         Beside others it would share the line with them, and come no sooner than they do.
         """
-        if self._first is not None and not self._first.is_terminal():
-            self._operation.postpone(rows[taken])
-            return taken[:0]
-        is_much = len(taken) * self._operation.block_bytes >= _ALONE_BYTES
-        if self._has_begun or not is_much:
+        operation = self._operation
+        is_much = len(taken) * operation.block_bytes >= _ALONE_BYTES
+        if self._first is not None or not is_much:
             return taken
-        first = taken[int(np.argmin(rows[taken]))]
-        self._operation.postpone(rows[taken[taken != first]])
-        return np.array([first], np.int64)
+        self._alone_until = time.monotonic() + _ALONE_S
+        operation.shared.reactor.call_later(_ALONE_S, operation.pump)
+        return taken[[int(np.argmin(rows[taken]))]]
+
+    def _is_first_alone(self) -> bool:
+        return (
+            self._first is not None
+            and not self._first.is_terminal()
+            and time.monotonic() < self._alone_until
+        )
 
     def _is_looked_up(self, rows: Rows) -> bool:
         """Have objects looked for that nobody has matched; False while a prefetch waits for that.
@@ -138,40 +190,43 @@ class S3Fetches:
                 continue
             group_keys = self._tier.known.keys_of(int(groups[begin]))
             wanted = self._operation.keys[rows[begin:end]]
+            # Otherwise the group's number was given to another one since it was found.
             if np.array_equal(group_keys[places[begin:end]], wanted):
                 last_key = group_keys[-1].tobytes()
                 yield Part(last_key, int(places[begin]), rows[begin:end], wanted)
-            else:  # the group's number was given to another one since it was found
-                self._operation.postpone(rows[begin:end])
             self._part_bytes = min(2 * self._part_bytes, _PART_BYTES_MAX)
             begin = end
 
-    def _begin(self, part: Part) -> None:
+    def _begin(self, part: Part) -> bool:
+        """Begin to read a part; False when there is no room for it now."""
         operation = self._operation
-        operation.tiers[part.rows] = TierKind.S3
         inbound, has_slot = Inbound.reserve(
             operation, part.rows, np.zeros(len(part.rows), np.int64)
         )
         if not has_slot.all():
+            # Less may fit in, and grows again when it does.
+            self._part_bytes = len(part.rows) * operation.block_bytes // 2
             self._not_before = time.monotonic() + _ROOM_S
             inbound.give_back(operation)
-            operation.look_again(part.rows, np.zeros(len(part.rows), np.uint8))
-            return
+            return False
+        operation.tiers[part.rows] = TierKind.S3
         tier = self._tier
         read = tier.reads.make(len(part.rows))
-        if not self._has_begun:
-            self._has_begun, self._first = True, read
+        self._first = self._first or read
+        self._under_way.append((read, len(part.rows)))
         step = Step(
             read,
             settle=lambda _: self._settle(read, inbound),
             give_up=operation.give_up,
             keep=operation.shared.dram,
+            is_window=False,
         )
         operation.add_fetch(step)
         operation.shared.reactor.adopt(step)
         ends_at = min(tier.ends_at(), time.monotonic() + operation.remaining_s())
         addresses = operation.pool.addresses(inbound.slots)
         tier.reads.begin(read, Request(operation.namespace_id, part, addresses, ends_at))
+        return True
 
     def _settle(self, read: ObjectRead, inbound: Inbound) -> None:
         codes, operation = read.codes(), self._operation

@@ -7,6 +7,7 @@ Its retries are off and its time limit is only a backstop: how hard is tried is 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from kvx.cache.s3.store import (
     ObjectFacts,
     ObjectFault,
 )
-from kvx.config import aws_environment
+from kvx.config import aws_environment, environment_default
 from kvx.errors import ConfigError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _BACKSTOP_S = 3600.0
 _IDLE_S = 30.0
 # For so long a bucket that has been there is taken to be there still.
 _BUCKET_SEEN_S = 60.0
+# Threads of the client hand requests to each other, which costs more than it brings where there are
+# few CPUs: one moves 2 GB/s (docs/decisions/0012).
+_CPUS_PER_THREAD = 4
+_THREADS_MAX = 8
 # What HEAD answers without saying why: its answers have no body.
 _MUTE = frozenset({ObjectFault.MISSING, ObjectFault.DENIED})
 
@@ -49,7 +54,7 @@ def open_store(config: S3TierConfig) -> ObstoreStore:
     """
     try:
         from obstore.exceptions import BaseError  # noqa: PLC0415 - an extra of kvx
-        from obstore.store import S3Store  # noqa: PLC0415 - the same
+        from obstore.store import MemoryStore, S3Store  # noqa: PLC0415 - the same
     except ImportError as error:
         raise UnavailableError(
             f"a tier of kind s3 needs obstore, which is not here ({error}): pip install 'kvx[s3]'"
@@ -64,6 +69,9 @@ def open_store(config: S3TierConfig) -> ObstoreStore:
     }
     if endpoint:
         settings |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
+    num_threads = min(_THREADS_MAX, max(1, len(os.sched_getaffinity(0)) // _CPUS_PER_THREAD))
+    with environment_default("TOKIO_WORKER_THREADS", str(num_threads)):
+        MemoryStore().put("", b"")  # the first call of a process starts them, for all of it
     provider = None if config.is_anonymous else provider_for(config.profile)
     options = _client(config, endpoint)
     try:

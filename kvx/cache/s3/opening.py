@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvx.cache.s3.keyring import Keyring
 from kvx.cache.s3.obstore_store import open_store
 from kvx.cache.s3.seal import Sealer
 from kvx.cache.s3.tier import S3Tier
-from kvx.config import seal_key
+from kvx.config import seal_keys
 from kvx.tier_config import S3TierConfig
 
 if TYPE_CHECKING:
@@ -26,20 +27,20 @@ def open_s3(shared: Shared, config: CacheConfig, bucket: ObjectStore | None) -> 
 
     Raises:
         UnavailableError: The packages it needs are not installed.
-        ConfigError: The key for sealing is missing or malformed.
+        ConfigError: A key for sealing is missing or malformed.
     """
     found = config.tier(S3TierConfig)
     if found is None:
         return None
-    sealer = open_sealer(found)
-    return S3Tier(shared, found, config.breaker, bucket or open_store(found), sealer)
+    keyring = open_keyring(found)
+    return S3Tier(shared, found, config.breaker, bucket or open_store(found), keyring)
 
 
-def open_sealer(config: S3TierConfig) -> Sealer | None:
-    """Return what seals objects; None where they are stored as they are.
+def open_keyring(config: S3TierConfig) -> Keyring:
+    """Return which key seals whose objects.
 
     Raises:
-        ConfigError: The key is missing or malformed; it is never shown.
+        ConfigError: A key is missing or malformed, or two tenants have the same; none is shown.
+        UnavailableError: There is a key, and the package `cryptography` is not here.
     """
-    key = seal_key(config)
-    return None if key is None else Sealer(key)
+    return Keyring({tenant: Sealer(key) for tenant, key in seal_keys(config).items()})

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import weakref
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kvx.cache.shared import Shared
 
 _log = logging.getLogger(__name__)
+_SUSPECTS_MAX = 4096
 # What is not there has nothing to say.
 _CODE_OF_FAULT = {
     ObjectFault.MISSING: Code.SKIPPED,
@@ -60,8 +62,8 @@ class Reads:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._reads: weakref.WeakSet[ObjectRead] = weakref.WeakSet()
         self._is_closed = False
-        # Objects that a block of was damaged once, and may be another time.
-        self._suspects: set[bytes] = set()
+        # Objects that a block of was damaged once, and may be another time; the newest of them.
+        self._suspects: OrderedDict[bytes, None] = OrderedDict()
 
     def make(self, num_blocks: int) -> ObjectRead:
         """Return a read of so many blocks that `begin` begins."""
@@ -118,7 +120,7 @@ class Reads:
             return
         codes, checksums = decode_frames(
             shape, body, first=part.first, keys=part.keys, addresses=request.addresses,
-            sealer=tier.sealer, name=name, now_s=int(time.time()),
+            sealer=tier.sealer_of(request.namespace_id), name=name, now_s=int(time.time()),
         )  # fmt: skip
         num_arrived = int((codes == Code.OK).sum())
         tier.instruments.note_read(num_arrived * shape.block_bytes)
@@ -145,7 +147,9 @@ class Reads:
         self._shared.instruments.note_corrupt(TierKind.S3, count)
         _log.warning("%s: %d of %d blocks are damaged and not served", name, count, len(codes))
         if part.last_key in self._suspects:
-            self._suspects.discard(part.last_key)
+            del self._suspects[part.last_key]
             self._tier.delete([name], "corrupt")
-        else:
-            self._suspects.add(part.last_key)
+            return
+        self._suspects[part.last_key] = None
+        if len(self._suspects) > _SUSPECTS_MAX:
+            self._suspects.popitem(last=False)

@@ -81,9 +81,8 @@ class Tidying:
 
     def _is_as_ours(self, name: ObjectName) -> bool:
         tier = self._tier
-        seal_id = b"" if tier.sealer is None else tier.sealer.id
         is_as_wide = name.num_blocks == tier.config.blocks_per_object
-        return is_as_wide and name.seal_id == seal_id
+        return is_as_wide and tier.keyring.makes(name.seal_id)
 
     async def _list(self) -> bool:
         """Take all objects under the prefix into the ledger; False when that did not work."""

@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from kvx.cache.s3.keyring import Keyring
     from kvx.cache.s3.seal import Sealer
     from kvx.cache.s3.store import ObjectStore
     from kvx.cache.shared import Shared
     from kvx.config import BreakerConfig
+    from kvx.namespace import Namespace
     from kvx.tier_config import S3TierConfig
 
     Keys = npt.NDArray[np.uint8]
@@ -58,7 +60,7 @@ class S3Tier:
     Attributes:
         config: The tier's configuration.
         store: The bucket; for the loop's thread.
-        sealer: What seals objects; None where they are not sealed.
+        keyring: Which key seals whose objects.
         effort: How hard calls are tried; for the loop's thread, but for `stats`.
         known: What is known of objects.
         ledger: What they take.
@@ -74,12 +76,12 @@ class S3Tier:
         config: S3TierConfig,
         breaker: BreakerConfig,
         store: ObjectStore,
-        sealer: Sealer | None,
+        keyring: Keyring,
     ) -> None:
         """Take over a bucket; `start` begins to use it."""
         self.config = config
         self.store = store
-        self.sealer = sealer
+        self.keyring = keyring
         self.instruments = S3Instruments(shared.instruments.registry)
         self._breaker = Breaker(breaker)
         self.effort = Effort(
@@ -131,28 +133,36 @@ class S3Tier:
         """
         return self._lookups.ensure(namespace_id, keys, num_held, wait_s)
 
-    def takes(self, block_bytes: int) -> bool:
-        """Return whether blocks of a size can be stored as objects; says why not in the log."""
+    def takes(self, namespace: Namespace) -> bool:
+        """Return whether its blocks can be stored as objects; says why not in the log.
+
+        Raises:
+            ConfigError: Objects are sealed, and its tenant has no key.
+        """
+        self.keyring.check(namespace.tenant)
         try:
-            GroupShape(self.config.blocks_per_object, block_bytes, self.sealer is not None)
+            self._shape(namespace.block_bytes)
         except UsageError as error:
-            _log.warning("blocks of %d bytes are not kept in S3: %s", block_bytes, error)
+            _log.warning("blocks of %d bytes are not kept in S3: %s", namespace.block_bytes, error)
             return False
         return True
 
     def shape_of(self, namespace_id: int) -> GroupShape:
         """Return how objects of a namespace are made."""
         facts = self._shared.names.describe(np.array([namespace_id], np.int32))
-        return GroupShape(
-            self.config.blocks_per_object, int(facts.block_bytes[0]), self.sealer is not None
-        )
+        return self._shape(int(facts.block_bytes[0]))
+
+    def sealer_of(self, namespace_id: int) -> Sealer | None:
+        """Return what seals the objects of a namespace; None where they are not sealed."""
+        return self.keyring.of(self._shared.names.tenant_of(namespace_id))
 
     def name_of(self, namespace_id: int, last_key: bytes) -> str:
         """Return the name of the object of a group, by the key of its last block."""
         public_id = self._shared.names.public_id(namespace_id)
+        sealer = self.sealer_of(namespace_id)
         return object_name(
             self.config.prefix, public_id, self.config.blocks_per_object, last_key,
-            seal_id=self.sealer.id if self.sealer else b"",
+            seal_id=sealer.id if sealer else b"",
         )  # fmt: skip
 
     def ends_at(self) -> float:
@@ -212,3 +222,6 @@ class S3Tier:
         """End all calls; reads that were under way have ended by now, or end as cancelled."""
         self.loop.wait(self.store.close(), min(timeout_s, _STORE_CLOSE_S))
         self.loop.close(timeout_s)
+
+    def _shape(self, block_bytes: int) -> GroupShape:
+        return GroupShape(self.config.blocks_per_object, block_bytes, self.keyring.is_sealing)

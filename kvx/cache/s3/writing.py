@@ -203,7 +203,7 @@ class Writing:
         try:
             return encode(
                 shape, facts, group.keys, found.checksums, pool.addresses(found.slots),
-                sealer=tier.sealer, target=target,
+                sealer=tier.sealer_of(group.namespace_id), target=target,
             )  # fmt: skip
         except CorruptBlock as error:
             _log.warning("a group of blocks is not stored: %s", error)

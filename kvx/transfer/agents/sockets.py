@@ -117,6 +117,20 @@ def _told(address: TcpAddress) -> list[str]:
     return [str(TcpAddress(host, address.port)) for host in hosts]
 
 
+def socket_directory(name: str) -> Path:
+    """Return a directory for socket files of one kind, that this user alone can use.
+
+    It lies in XDG_RUNTIME_DIR, else in /tmp. Files in it are named by 16 hexadecimal digits and
+    ``.sock``; those that nobody listens on are removed now.
+
+    Raises:
+        UnavailableError: It cannot be made, belongs to somebody else, or lets others in.
+    """
+    directory = private_directory(private_directory(runtime_directory()) / name)
+    remove_stale(directory)
+    return directory
+
+
 def private_directory(path: Path) -> Path:
     """Return a directory that this user alone can use; it is made when it is not there.
 
@@ -128,12 +142,13 @@ def private_directory(path: Path) -> Path:
         found = path.lstat()
     except OSError as error:
         raise UnavailableError(
-            f"{path}: sockets cannot be kept there: {error.strerror}; set runtime_directory"
+            f"{path}: sockets cannot be kept there: {error.strerror}; set runtime_directory "
+            "or XDG_RUNTIME_DIR"
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _OTHERS:
         raise UnavailableError(
             f"{path}: it must be a directory of this user that nobody else can use (mode 0700); "
-            "set runtime_directory"
+            "set runtime_directory or XDG_RUNTIME_DIR"
         )
     return path
 

@@ -6,6 +6,7 @@ import pytest
 
 from kvx.cache.s3 import census as census_module
 from kvx.cache.s3.census import Census, Verification, header_of, verify
+from kvx.cache.s3.keyring import Keyring
 from kvx.cache.s3.seal import Sealer
 from kvx.cache.s3.store import ObjectFacts
 from kvx.errors import CorruptBlock
@@ -39,8 +40,9 @@ async def verified(
     if offset >= 0:
         bucket.alter(name, offset)
     inventory = inventory_of(MemoryStore(bucket))
+    keyring = Keyring({} if sealer is None else {"a": sealer, None: Sealer(b"other" * 6 + b"!!")})
     facts = ObjectFacts(name, group.shape.object_bytes, NOW_S)
-    return await verify(inventory, facts, await header_of(inventory, facts), sealer)
+    return await verify(inventory, facts, await header_of(inventory, facts), keyring)
 
 
 @pytest.mark.parametrize("sealer", [None, SEALER], ids=["plain", "sealed"])

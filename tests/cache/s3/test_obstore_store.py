@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -332,3 +333,29 @@ async def test_a_closed_store_leaves_no_connections(answering: Serve) -> None:
     assert server.num_open > 0
     await store.close()
     await wait_until(lambda: server.num_open == 0)
+
+
+def threads_of_a_client(num_cpus: int, **environment: str) -> int:
+    """Return how many threads a process has once it has opened a bucket."""
+    program = (
+        "import os\n"
+        "from kvx.cache.s3.obstore_store import open_store\n"
+        "from kvx.tier_config import S3TierConfig\n"
+        f"os.sched_getaffinity = lambda _: set(range({num_cpus}))\n"
+        "before = dict(os.environ)\n"
+        "open_store(S3TierConfig(bucket='b', endpoint='http://127.0.0.1:1', is_anonymous=True))\n"
+        "assert dict(os.environ) == before\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60,
+        env=os.environ | environment,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+def test_a_client_has_a_thread_for_four_cpus_unless_it_is_told() -> None:
+    one = threads_of_a_client(num_cpus=2)
+    assert threads_of_a_client(num_cpus=12) == one + 2
+    assert threads_of_a_client(num_cpus=256) == one + 7
+    assert threads_of_a_client(num_cpus=256, TOKIO_WORKER_THREADS="3") == one + 2

@@ -1,4 +1,4 @@
-"""What lies below an engine of this process: which tier holds what, and ways to force and damage it."""
+"""What lies below an engine of this process: who holds what, and ways to force and damage it."""
 
 from __future__ import annotations
 
@@ -59,17 +59,22 @@ class Below:
 
         return get_kv_transfer_group().connector_worker.worker
 
+    @property
+    def kv(self) -> list[Any]:
+        """Return the engine's KV cache, a tensor a layer."""
+        worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        return list(worker.model_runner.kv_caches)
+
     def count(self, name: str, **labels: str) -> float:
         """Return one of kvx's metrics."""
         return sample(self.rank.cache, name, **labels)
 
-    def push_down(self, tier: str = "dram") -> None:
-        """Write out what waits for that, and push everything out of a tier; alone, for the test."""
+    def push_down(self) -> None:
+        """Write out what waits for that, and push everything out of DRAM."""
         assert self.rank.cache.flush(20.0)
         for size in {group.space.block_bytes for group in self.rank.groups}:
             space = self.rank.cache.namespace(**_JUNK, block_bytes=size)
-            tiers = {one.kind: one for one in self.rank.cache.config.tiers}
-            count = 2 * tiers[tier].capacity_bytes // size
+            count = 2 * self.rank.cache.config.dram.capacity_bytes // size
             block = np.zeros((1, size), np.uint8)
             for _ in range(count):  # one by one: S3 takes groups only
                 self._num_junk += 1
@@ -109,6 +114,7 @@ class Below:
         assert not any(under_way), [len(one) for one in under_way]
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+        assert not any(bool(one.isnan().any()) for one in self.kv), "NaN is left in the engine"
         assert self.rank.cache.flush(20.0)
         self.rank.cache.check_integrity()
         stats = self.rank.cache.stats()
@@ -182,9 +188,10 @@ def store(llm: Any, prompt: list[int]) -> list[int]:
     return tokens
 
 
-def hashes_of(llm: Any, prompt: list[int], *, salt: str | None = None) -> list[bytes]:
+def hashes_of(llm: Any, prompt: list[int], *, adapter: str = "") -> list[bytes]:
     """Return the hashes of a prompt's whole blocks, as the engine makes them."""
     from vllm import SamplingParams  # noqa: PLC0415
+    from vllm.lora.request import LoRARequest  # noqa: PLC0415
     from vllm.v1.request import Request  # noqa: PLC0415
 
     core = llm.llm_engine.engine_core.engine_core
@@ -193,7 +200,7 @@ def hashes_of(llm: Any, prompt: list[int], *, salt: str | None = None) -> list[b
         prompt_token_ids=prompt,
         sampling_params=SamplingParams(max_tokens=1),
         pooling_params=None,
-        cache_salt=salt,
+        lora_request=LoRARequest(adapter, 1, f"/adapters/{adapter}") if adapter else None,
         block_hasher=core.request_block_hasher,
     )
     return list(request.block_hashes)

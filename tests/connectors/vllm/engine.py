@@ -17,7 +17,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",  # more wait for each other where CPUs are shared
 }
 BLOCK_TOKENS = 32
 _SHAPE = {

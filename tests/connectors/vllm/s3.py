@@ -19,8 +19,8 @@ def moto_process() -> Iterator[Service]:
         probe.bind(("127.0.0.1", 0))
         host, port = probe.getsockname()
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as server:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as server:
         try:
             wait_until(lambda: server.poll() is not None or _listens(host, port), 30.0)
             assert server.poll() is None, f"moto's server ended with {server.returncode}"
@@ -30,6 +30,6 @@ def moto_process() -> Iterator[Service]:
 
 
 def _listens(host: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), 1.0):
-        return True
-    return False
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0

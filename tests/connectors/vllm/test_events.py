@@ -23,14 +23,12 @@ from tests.cache.faults import wait_until
 from tests.connectors.vllm.below import Below, hashes_of, prompt_of, store
 from tests.connectors.vllm.engine import BLOCK_TOKENS, answer, open_engine
 
-Event = BlockStored | BlockRemoved | AllBlocksCleared
-
 
 class Subscriber:
     """Hears what the engine publishes, in order."""
 
     def __init__(self, endpoint: str) -> None:
-        self.events: list[Event] = []
+        self.events: list[BlockStored | BlockRemoved | AllBlocksCleared] = []
         self._decoder = msgspec.msgpack.Decoder(KVEventBatch)
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         self._socket.connect(endpoint)

@@ -104,8 +104,8 @@ def test_a_failed_load_is_counted_by_reason(below: Below) -> None:
 
 def damage_below(below: Below) -> None:
     """Overwrite all that the NVMe tier holds, behind its back."""
-    path = Path(next(one.path for one in below.rank.cache.config.tiers if one.kind == "nvme"))
-    for extent in path.rglob("*.kvx"):
+    tiers: Any = below.rank.cache.config.tiers
+    for extent in Path(tiers[1].path).rglob("*.kvx"):
         data = bytearray(extent.read_bytes())
         data[1 << 16 :] = bytes(len(data) - (1 << 16))
         extent.write_bytes(data)
@@ -128,7 +128,8 @@ def test_levels_say_what_tiers_hold(below: Below) -> None:
 
 
 def test_an_open_breaker_is_seen(below: Below) -> None:
-    breaker = below.rank.cache._shared.nvme.breaker
+    shared: Any = below.rank.cache._shared
+    breaker = shared.nvme.breaker
     for _ in range(100):
         breaker.failure()
     answer(below.llm, prompt_of("breaker", 20), max_tokens=3)

@@ -74,7 +74,7 @@ def test_a_prompt_of_whole_blocks_is_told_as_vllm_counts_it(below: Below) -> Non
 def lose(below: Below, hashes: list[bytes]) -> None:
     """Damage the copies in DRAM, and leave none below."""
     assert below.flip(hashes) == len(hashes)
-    shared = below.rank.cache._shared
+    shared: Any = below.rank.cache._shared
     keys = below.rank.groups[0].space.namespace.keys(as_hash_array(hashes))
     pool = shared.nvme.pool_if_any(below.rank.groups[0].space.block_bytes)
     assert shared.remove(pool, TierKind.NVME, keys, MissReason.DROPPED) == len(hashes)

@@ -53,7 +53,7 @@ def test_what_was_stored_is_loaded(two_tiers: Below, tier: str) -> None:
 
 @pytest.mark.parametrize("length", [31, 32, 33, 64, 95, 128])
 def test_tails_and_full_hits(two_tiers: Below, length: int) -> None:
-    """VLLM computes at least the last token, of a prompt that is all there too."""
+    """At least the last token is computed, of a prompt that is all there too."""
     prompt = prompt_of(f"tails {length}", length)
     computed = store(two_tiers.llm, prompt)
     again, num_cached = answer(two_tiers.llm, prompt)
@@ -83,6 +83,12 @@ def test_salts_never_share(two_tiers: Below) -> None:
     for same in ("a", None, "b"):
         assert answers(llm, [prompt], salt=same) == [(first[0], whole(prompt))]
         settle(llm)
+
+
+def test_adapters_never_share(two_tiers: Below) -> None:
+    prompt = prompt_of("adapted")
+    found = [hashes_of(two_tiers.llm, prompt, adapter=name) for name in ("", "a", "b")]
+    assert len({one for hashes in found for one in hashes}) == 3 * len(found[0])
 
 
 def test_blocks_that_go_between_lookup_and_load(
@@ -126,8 +132,8 @@ def test_an_engine_with_hardly_any_blocks(one_engine: OneEngine, tiny_llama: Pat
     extra = {"offload_prompt_only": False}
     with open_engine(tiny_llama, config, extra=extra, **small) as llm:
         below = Below.of(llm)
-        prompts = [prompt_of(f"small {n}", 100 + n) for n in range(6)]
-        computed = [answer(llm, prompt, 70) for prompt in prompts]
+        prompts = [prompt_of(f"small {n}", 100 + n) for n in range(4)]
+        computed = [answer(llm, prompt, 40) for prompt in prompts]
         settle(llm)
         longer = prompts[0] + computed[0][0]
         tokens, num_cached = answer(llm, longer)
@@ -135,7 +141,7 @@ def test_an_engine_with_hardly_any_blocks(one_engine: OneEngine, tiny_llama: Pat
         settle(llm)
         with counted(below.scheduler, "_preempt_request") as preempted:
             for _ in range(2):
-                found = answers(llm, prompts, 70)
+                found = answers(llm, prompts, 40)
                 assert [one for one, _ in found] == [one for one, _ in computed]
         assert preempted, "nothing was preempted: the test shows nothing"
         assert answer(llm, longer)[0] == tokens

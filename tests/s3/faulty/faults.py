@@ -97,32 +97,34 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True)
-class Reset:
-    """The connection is cut in the middle of the body, or before any answer."""
+class _Break:
+    """The connection ends in the middle of the body, or before any answer."""
 
     after_bytes: int | None = None
     is_done: bool = True
 
     async def play(self, exchange: Exchange) -> None:
-        """Send what is to come, and cut."""
+        """Send what is to come, and end it."""
         response = await exchange.forward() if self.is_done else None
         if response is not None and self.after_bytes is not None:
             await _send_some(exchange, response, self.after_bytes)
+        self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> NoReturn:
+        raise NotImplementedError
+
+
+class Reset(_Break):
+    """The connection is cut."""
+
+    def _end(self, exchange: Exchange) -> NoReturn:
         exchange.reset()
 
 
-@dataclass(frozen=True, slots=True)
-class Truncate:
-    """The connection ends in good order before the body does, or before any answer."""
+class Truncate(_Break):
+    """The connection ends in good order, before the body does."""
 
-    after_bytes: int | None = None
-    is_done: bool = True
-
-    async def play(self, exchange: Exchange) -> None:
-        """Send what is to come, and hang up."""
-        response = await exchange.forward() if self.is_done else None
-        if response is not None and self.after_bytes is not None:
-            await _send_some(exchange, response, self.after_bytes)
+    def _end(self, exchange: Exchange) -> NoReturn:
         exchange.hang_up()
 
 

@@ -20,7 +20,7 @@ from kvx.transfer.agents.identity import HostIdentity, Identity, host_identity
 from kvx.transfer.agents.key import SharedKey
 from kvx.transfer.agents.metadata import AgentCard, encode_card
 from kvx.transfer.agents.peer_state import PeerState
-from kvx.transfer.agents.sockets import private_directory, remove_stale
+from kvx.transfer.agents.sockets import private_directory, remove_stale, socket_directory
 from tests.transfer.agents.fake_core import START, FakeNetwork
 
 if TYPE_CHECKING:
@@ -253,3 +253,18 @@ def test_stale_socket_files_are_removed(tmp_path: Path) -> None:
         listener.listen()
         remove_stale(tmp_path)
         assert files(tmp_path) == [alive.name, foreign.name]
+
+
+def test_sockets_of_one_kind_have_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    directory = socket_directory("engine")
+    assert directory == tmp_path / "kvx" / "engine"
+    assert stat.S_IMODE(directory.stat().st_mode) == stat.S_IMODE(directory.parent.stat().st_mode)
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(directory / ("0" * 16 + ".sock")))
+    assert files(socket_directory("engine")) == []
+    directory.parent.chmod(0o755)
+    with pytest.raises(UnavailableError, match="XDG_RUNTIME_DIR"):
+        socket_directory("engine")

@@ -82,7 +82,7 @@ def test_reads_under_way_end_when_their_peer_is_killed() -> None:
 def test_a_frozen_peer_is_seen_waited_for_and_dropped(way: str) -> None:
     with rig_over(way) as rig:
         remote = all_blocks(rig, rights=int(kvx.Rights.WRITE))
-        rig.wait_writable()
+        rig.write_one()
         assert rig.process is not None
         rig.process.freeze()
         try:

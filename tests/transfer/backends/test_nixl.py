@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from kvx.errors import PeerLost, TransferTimeout, UsageError
+from kvx.transfer.backend import LinkPlan, Memory
 from kvx.transfer.backends.nixl import NixlBackend, NixlOptions
+from kvx.transfer.backends.nixl.channel import NixlChannel
+from kvx.transfer.backends.nixl.job import NixlJob
 from kvx.transfer.codes import Code
 from kvx.transfer.core import LeaseRef
 from kvx_ext import _core
@@ -85,6 +89,30 @@ def leased(pair: Pair, region: int, blocks: list[tuple[int, ...]], rights: int =
     return LeaseRef(*pair.there.do("grant", region, blocks, rights))
 
 
+class Stage(NamedTuple):
+    """Blocks that a peer has leased, as many here, and the way between them."""
+
+    memory: Memory
+    channel: NixlChannel
+    region: int
+    blocks: list[tuple[int, ...]]
+    lease: LeaseRef
+    plan: LinkPlan
+
+    def submit(self, **options: Any) -> NixlJob:
+        """Begin to move all of them."""
+        return self.channel.submit(request_of(self.plan, self.lease, **options))
+
+
+def staged(pair: Pair, count: int, block_bytes: int) -> Stage:
+    region = filled(pair)
+    memory = pair.here.memory(SIZE)
+    channel = pair.here.endpoint.connect(pair.there.card, 5.0)
+    blocks = blocks_of(count, block_bytes)
+    plan = plan_of(memory, blocks, region, blocks, indices=counted(count))
+    return Stage(memory, channel, region, blocks, leased(pair, region, blocks), plan)
+
+
 def counted(count: int) -> np.ndarray:
     return np.arange(count, dtype=np.uint32)
 
@@ -142,22 +170,17 @@ def test_what_is_written_is_verified(make_pair: PairMaker, environment: dict[str
 
 def test_a_block_with_another_checksum_is_corrupt(make_pair: PairMaker) -> None:
     pair = make_pair(HERE)
-    region = filled(pair)
-    memory = pair.here.memory(SIZE)
-    channel = pair.here.endpoint.connect(pair.there.card, 5.0)
-    blocks = blocks_of(32, 65536)
-    lease = leased(pair, region, blocks)
-    sums = _core.row_checksums(pattern(SIZE, 1), np.array(blocks, np.int64))
-    pair.there.do("poke", region, 5 * 65536 + 77, int(pattern(SIZE, 1)[5 * 65536 + 77]) ^ 1)
-    plan = plan_of(memory, blocks, region, blocks, indices=counted(32), checksums=sums)
-    job = channel.submit(request_of(plan, lease, note=b"never"))
+    stage = staged(pair, 32, 65536)
+    sums = _core.row_checksums(pattern(SIZE, 1), np.array(stage.blocks, np.int64))
+    pair.there.do("poke", stage.region, 5 * 65536 + 77, int(pattern(SIZE, 1)[5 * 65536 + 77]) ^ 1)
+    plan = dataclasses.replace(stage.plan, checksums=sums)
+    job = stage.channel.submit(request_of(plan, stage.lease, note=b"never"))
     assert job.wait(5.0)
     assert job.state() == "failed"
     assert np.flatnonzero(job.codes() == Code.CORRUPT).tolist() == [5]
     assert job.blocks_done == 31
     # Without expected checksums the owner compares with the bytes that are there: all is well.
-    plan = plan_of(memory, blocks, region, blocks, indices=counted(32))
-    job = channel.submit(request_of(plan, lease))
+    job = stage.submit()
     assert job.wait(5.0)
     assert job.state() == "done"
 
@@ -189,15 +212,10 @@ def test_a_lease_must_be_live_and_allow_it(make_pair: PairMaker) -> None:
 
 def test_a_frozen_peer_ends_in_a_deadline_and_quarantine(make_pair: PairMaker) -> None:
     pair = make_pair(TCP)
-    region = filled(pair)
-    memory = pair.here.memory(SIZE)
-    array = pair.here.memories[memory.region]
-    channel = pair.here.endpoint.connect(pair.there.card, 5.0)
-    blocks = blocks_of(32, 1 << 20)
-    lease = leased(pair, region, blocks)
-    plan = plan_of(memory, blocks, region, blocks, indices=counted(32))
+    stage = staged(pair, 32, 1 << 20)
+    array = pair.here.memories[stage.memory.region]
     pair.there.freeze()
-    job = channel.submit(request_of(plan, lease, deadline_s=0.3))
+    job = stage.submit(deadline_s=0.3)
     begun = time.monotonic()
     assert job.wait(2.0)
     assert time.monotonic() - begun < 0.5
@@ -205,7 +223,7 @@ def test_a_frozen_peer_ends_in_a_deadline_and_quarantine(make_pair: PairMaker) -
     assert set(job.codes().tolist()) == {Code.TIMEOUT}
     assert not job.wait_quiesced(0.3)
     assert pair.here.endpoint.quarantine()[0][:4] == (job.id, "there", False, job.bytes)
-    assert not pair.here.endpoint.unregister(memory, 0.05)
+    assert not pair.here.endpoint.unregister(stage.memory, 0.05)
     array[:] = 0
     pair.there.thaw()
     assert job.wait_quiesced(5.0)
@@ -216,28 +234,23 @@ def test_a_frozen_peer_ends_in_a_deadline_and_quarantine(make_pair: PairMaker) -
     time.sleep(0.3)
     assert not array.any()
     assert job.state() == "timed_out"
-    assert pair.here.endpoint.unregister(memory, 2.0)
+    assert pair.here.endpoint.unregister(stage.memory, 2.0)
 
 
 def test_a_write_holds_its_lease_until_it_has_stopped(make_pair: PairMaker) -> None:
     pair = make_pair(TCP)
-    region = filled(pair)
-    memory = pair.here.memory(SIZE)
-    channel = pair.here.endpoint.connect(pair.there.card, 5.0)
-    blocks = blocks_of(32, 1 << 20)
-    lease = leased(pair, region, blocks)
-    plan = plan_of(memory, blocks, region, blocks, indices=counted(32))
-    job = channel.submit(request_of(plan, lease, is_write=True, deadline_s=5.0))
-    while not pair.there.do("uses", *lease):
+    stage = staged(pair, 32, 1 << 20)
+    job = stage.submit(is_write=True, deadline_s=5.0)
+    while not pair.there.do("uses", *stage.lease):
         assert not job.is_terminal()
-    pair.there.do("revoke", *lease)
+    pair.there.do("revoke", *stage.lease)
     assert job.wait(6.0)
     assert job.codes()[0] in {Code.STALE, Code.OK}
     assert job.wait_quiesced(5.0)
     end = time.monotonic() + 2.0
-    while pair.there.do("uses", *lease) and time.monotonic() < end:
+    while pair.there.do("uses", *stage.lease) and time.monotonic() < end:
         time.sleep(0.01)
-    assert pair.there.do("uses", *lease) == 0
+    assert pair.there.do("uses", *stage.lease) == 0
 
 
 @pytest.mark.parametrize("environment", [HERE, TCP], ids=["default", "tcp"])
@@ -245,17 +258,9 @@ def test_an_owner_that_does_not_confirm_means_no_data(
     make_pair: PairMaker, environment: dict[str, str]
 ) -> None:
     pair = make_pair(environment)
-    region = filled(pair)
-    memory = pair.here.memory(SIZE)
-    channel = pair.here.endpoint.connect(pair.there.card, 5.0)
-    blocks = blocks_of(4, 65536)
-    lease = leased(pair, region, blocks)
+    stage = staged(pair, 4, 65536)
     pair.there.do("mute")
-    job = channel.submit(
-        request_of(
-            plan_of(memory, blocks, region, blocks, indices=counted(4)), lease, deadline_s=0.3
-        )
-    )
+    job = stage.submit(deadline_s=0.3)
     assert job.wait(2.0)
     assert job.state() == "timed_out"
     assert job.blocks_done == 0
@@ -264,15 +269,10 @@ def test_an_owner_that_does_not_confirm_means_no_data(
 
 def test_a_killed_peer_is_lost_at_once_and_may_come_back(make_pair: PairMaker) -> None:
     pair = make_pair(TCP)
-    region = filled(pair)
-    memory = pair.here.memory(SIZE)
+    stage = staged(pair, 32, 1 << 20)
     endpoint = pair.here.endpoint
-    channel = endpoint.connect(pair.there.card, 5.0)
-    blocks = blocks_of(32, 1 << 20)
-    lease = leased(pair, region, blocks)
-    plan = plan_of(memory, blocks, region, blocks, indices=counted(32))
     pair.there.freeze()
-    job = channel.submit(request_of(plan, lease))
+    job = stage.submit()
     time.sleep(0.1)
     pair.there.kill()
     killed = time.monotonic()
@@ -281,9 +281,9 @@ def test_a_killed_peer_is_lost_at_once_and_may_come_back(make_pair: PairMaker) -
     assert set(job.codes().tolist()) == {Code.PEER_LOST}
     assert job.is_lost()
     assert job.wait_quiesced(2.0)
-    assert not channel.is_up()
+    assert not stage.channel.is_up()
     with pytest.raises(PeerLost):
-        channel.submit(request_of(plan, lease))
+        stage.submit()
     pair.here.lost("there", 7, True)
     # The same name, another life, at other addresses.
     again = RemoteRig("there", 8, OPTIONS, TCP)
@@ -293,13 +293,13 @@ def test_a_killed_peer_is_lost_at_once_and_may_come_back(make_pair: PairMaker) -
         pair.here.listen()
         region = again.do("memory", SIZE)
         again.do("fill", region, 4)
-        lease = LeaseRef(*again.do("grant", region, blocks, ALL))
+        lease = LeaseRef(*again.do("grant", region, stage.blocks, ALL))
         channel = endpoint.connect(again.card, 5.0)
-        plan = plan_of(memory, blocks, region, blocks, indices=counted(32))
+        plan = plan_of(stage.memory, stage.blocks, region, stage.blocks, indices=counted(32))
         job = channel.submit(request_of(plan, lease))
         assert job.wait(5.0)
         assert job.state() == "done"
-        assert (pair.here.memories[memory.region] == pattern(SIZE, 4)).all()
+        assert (pair.here.memories[stage.memory.region] == pattern(SIZE, 4)).all()
     finally:
         again.stop()
         pair.here.lost("there", 8, True)
@@ -307,15 +307,9 @@ def test_a_killed_peer_is_lost_at_once_and_may_come_back(make_pair: PairMaker) -
 
 def test_cancelling_ends_at_once_and_quiesces_later(make_pair: PairMaker) -> None:
     pair = make_pair(TCP)
-    region = filled(pair)
-    memory = pair.here.memory(SIZE)
-    channel = pair.here.endpoint.connect(pair.there.card, 5.0)
-    blocks = blocks_of(32, 1 << 20)
-    lease = leased(pair, region, blocks)
+    stage = staged(pair, 32, 1 << 20)
     pair.there.freeze()
-    job = channel.submit(
-        request_of(plan_of(memory, blocks, region, blocks, indices=counted(32)), lease)
-    )
+    job = stage.submit()
     time.sleep(0.1)
     assert not job.watch()
     assert job.cancel()

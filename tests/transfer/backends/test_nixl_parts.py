@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.errors import ConfigError, UnavailableError, UsageError
+from kvx.transfer.backends import fields
 from kvx.transfer.backends.nixl import NixlBackend, NixlOptions, messages, probe, rows
 from kvx.transfer.core import LeaseRef
 from tests.transfer.backends.fake_nixl import Fabric
@@ -38,9 +39,9 @@ def test_messages_have_limits() -> None:
 def test_numbers_of_64_bits_arrive_whole() -> None:
     lease = LeaseRef((1 << 64) - 1, (1 << 32) - 1, (1 << 64) - 3)
     job = (1 << 63) - 1
-    told = messages.decode(messages.encode(messages.Begin(job, messages.numbers_of(lease))))
+    told = messages.decode(messages.encode(messages.Begin(job, fields.numbers_of(lease))))
     assert isinstance(told, messages.Begin)
-    assert messages.lease_of(told.lease) == lease
+    assert fields.lease_of(told.lease) == lease
     assert told.job == job
 
 

@@ -124,7 +124,7 @@ class Ground(Guarded):
         """Be connected with the victim, and have a lease of it."""
         self.peer = self.agent.connect(self.victim.ask("card") if target is None else target, 20.0)
         self.renew()
-        self.await_writable()
+        self.begin_anew()
 
     def register(self) -> None:
         """Register the initiator's memory, for the first time or again."""
@@ -134,22 +134,18 @@ class Ground(Guarded):
         """Ask for another lease."""
         self.token = self.victim.ask("token")
 
-    def await_writable(self) -> None:
-        """Wait until the victim is known to be able to take writes, and fill it anew."""
-        self.await_reach()
+    def begin_anew(self) -> None:
+        """Move one block each way, and fill the victim anew."""
+        self.move_one()
         self.victim.ask("fill", 1)
 
-    def await_reach(self) -> None:
-        """Wait until reads and writes are possible; nothing of the victim changes."""
-        end = time.monotonic() + GRACE_S
-        while self._objection() and time.monotonic() < end:
-            time.sleep(0.002)
-        assert not self._objection(), f"no transfer is possible: {self._objection()}"
+    def move_one(self) -> None:
+        """Read and write one block; where both ends are well that works at once."""
+        objection = self.objection()
+        assert not objection, f"no transfer is possible: {objection}"
 
-    def _objection(self) -> str:
-        """Return why the chosen way cannot be taken now: no peer, or memory not passed yet."""
-        if self.peer.state is not PeerState.UP:
-            return f"the peer is {self.peer.state.value}"
+    def objection(self) -> str:
+        """Return why a block cannot be read or written now; empty when both has worked."""
         for is_write in (False, True):
             running = self.end(
                 self.begin(is_write=is_write, first=PROBED, count=1, deadline_s=GRACE_S)

@@ -14,6 +14,7 @@ from kvx.errors import TransferError
 from tests.transfer.faults.ground import GRACE_S, PROBED, Ground, Running
 from tests.transfer.faults.trial import Trial
 from tests.transfer.faults.victim import NUM_BLOCKS
+from tests.waiting import eventually
 
 # Blocks before this are read, from here on they are written.
 _HALF = NUM_BLOCKS // 2
@@ -160,7 +161,8 @@ class Storm:
         for one in running:
             self._ground.end(one)
         self._ground.agent.connect(self._ground.peer.name, 20.0)
-        self._ground.await_reach()
+        # It seems up as well while the end of its last connection has not been seen yet.
+        assert eventually(lambda: not self._ground.objection(), GRACE_S), "it does not come back"
         return running
 
     def _deregister_here(self) -> list[Running]:
@@ -174,7 +176,7 @@ class Storm:
         for one in running:
             ground.end(one)
         ground.register()
-        ground.await_reach()
+        ground.move_one()
         return running
 
 

@@ -73,7 +73,7 @@ def _free(ground: Ground) -> None:
 def _register_again(ground: Ground) -> None:
     ground.victim.ask("register_again")
     ground.renew()
-    ground.await_writable()
+    ground.begin_anew()
 
 
 def _rejoin(ground: Ground) -> None:

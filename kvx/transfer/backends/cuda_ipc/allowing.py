@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from kvx.errors import KvxError, StaleReference, UsageError
 from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.backends.device.job import code_of
-from kvx.transfer.backends.device.messages import Open, Opened, lease_of, text_of
+from kvx.transfer.backends.device.messages import Open, Opened
+from kvx.transfer.backends.fields import lease_of, text_of
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:

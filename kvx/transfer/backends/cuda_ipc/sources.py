@@ -17,6 +17,7 @@ from kvx.errors import IncompatibleError, KvxError, UnavailableError
 from kvx.transfer.backends.cuda_ipc.imports import Import, Imports, Place
 from kvx.transfer.backends.device import messages
 from kvx.transfer.backends.device.job import code_of
+from kvx.transfer.backends.fields import numbers_of
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Sources:
             self._send(
                 want.place.peer,
                 messages.Open(
-                    number, messages.plain(want.lease), want.place.region, door.name, known is None
+                    number, numbers_of(want.lease), want.place.region, door.name, known is None
                 ),
             )
         except KvxError as error:

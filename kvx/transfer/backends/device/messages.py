@@ -18,23 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from kvx.errors import UsageError
-from kvx.transfer.core import NOTE_BYTES_MAX, LeaseRef
+from kvx.transfer.backends.fields import Lease, Number, Small, Text
+from kvx.transfer.core import NOTE_BYTES_MAX
 
 VERSION = 1
 # Of one Write: 92 bytes a block at most, so that it stays below the 1 MiB of a message.
 WRITE_BLOCKS_MAX = 8192
 DEVICES_MAX = 64
 REGIONS_MAX = 512
-_TEXT_MAX = 512
 _ROW_BYTES = 32
 
-Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Word = Annotated[int, msgspec.Meta(ge=0)]  # 64 bits; msgpack has no wider ones
-_Small = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-_Text = Annotated[str, msgspec.Meta(max_length=_TEXT_MAX)]
 _Device = Annotated[str, msgspec.Meta(max_length=64)]
 _Door = Annotated[str, msgspec.Meta(max_length=64)]
-_Lease = tuple[_Word, _Small, _Word]
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -46,9 +41,9 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
         regions: (region, place in `devices`) of its device memory; not all when they are many.
     """
 
-    version: _Small
+    version: Small
     devices: Annotated[list[_Device], msgspec.Meta(max_length=DEVICES_MAX)]
-    regions: Annotated[list[tuple[_Small, _Small]], msgspec.Meta(max_length=REGIONS_MAX)]
+    regions: Annotated[list[tuple[Small, Small]], msgspec.Meta(max_length=REGIONS_MAX)]
 
 
 class Handle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -83,8 +78,8 @@ class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="open"):
     """
 
     number: Number
-    lease: _Lease
-    region: _Small
+    lease: Lease
+    region: Small
     door: _Door
     wants_handle: bool
 
@@ -93,8 +88,8 @@ class Opened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="opene
     """To Open; `code` is one of `kvx.transfer.codes.Code`."""
 
     number: Number
-    code: _Small
-    text: _Text
+    code: Small
+    text: Text
     handle: Handle | None
 
 
@@ -118,12 +113,12 @@ class Write(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="write"
     number: Number
     life: Number
     deadline_ms: Number
-    lease: _Lease
+    lease: Lease
     rows: bytes
     indices: bytes
-    source_lease: _Lease
-    source_region: _Small
-    source_first: _Small
+    source_lease: Lease
+    source_region: Small
+    source_first: Small
     source_rows: bytes
     keys: bytes
 
@@ -140,8 +135,8 @@ class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="done"):
     """
 
     number: Number
-    code: _Small
-    text: _Text
+    code: Small
+    text: Text
     codes: bytes
     checksums: bytes
 
@@ -161,13 +156,13 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="note"):
 class Forget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="forget"):
     """Let go of a region of the sender."""
 
-    region: _Small
+    region: Small
 
 
 class Forgotten(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="forgotten"):
     """A region of the receiver is mapped nowhere behind this door."""
 
-    region: _Small
+    region: Small
     door: _Door
 
 
@@ -195,21 +190,6 @@ def decode_card(payload: bytes) -> Card:
         return _cards.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"a card about device memory is malformed: {error}") from None
-
-
-def lease_of(lease: tuple[int, int, int]) -> LeaseRef:
-    """Return a lease as others name it."""
-    return LeaseRef(*lease)
-
-
-def plain(lease: LeaseRef) -> tuple[int, int, int]:
-    """Return a lease as messages carry it."""
-    return lease.id, lease.slot, lease.generation
-
-
-def text_of(error: object) -> str:
-    """Return what a message can carry of an error's text."""
-    return str(error)[:_TEXT_MAX]
 
 
 def column(data: bytes, dtype: str, count: int, what: str) -> npt.NDArray[np.generic] | None:

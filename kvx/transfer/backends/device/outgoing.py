@@ -15,6 +15,7 @@ import numpy as np
 from kvx.errors import KvxError
 from kvx.transfer.backends.device import messages
 from kvx.transfer.backends.device.messages import WRITE_BLOCKS_MAX, Cancel, Done, Write
+from kvx.transfer.backends.fields import numbers_of
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -164,10 +165,10 @@ class Outgoing:
             number=number,
             life=self._life,
             deadline_ms=max(1, round(self._request.deadline_s * 1e3)),
-            lease=messages.plain(self._request.lease),
+            lease=numbers_of(self._request.lease),
             rows=plan.remote[part].astype("<i8").tobytes(),
             indices=b"" if plan.indices is None else plan.indices[part].astype("<u4").tobytes(),
-            source_lease=messages.plain(self._own),
+            source_lease=numbers_of(self._own),
             source_region=plan.memory.region,
             source_first=start,
             source_rows=plan.local[part].astype("<i8").tobytes(),

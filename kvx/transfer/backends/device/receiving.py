@@ -19,8 +19,9 @@ from kvx.transfer.agents.lease_token import Rights
 from kvx.transfer.backends.device import messages
 from kvx.transfer.backends.device.active import Active
 from kvx.transfer.backends.device.job import DeviceJob, code_of
-from kvx.transfer.backends.device.messages import Done, Write, lease_of, text_of
+from kvx.transfer.backends.device.messages import Done, Write
 from kvx.transfer.backends.device.plan import PullPlan
+from kvx.transfer.backends.fields import lease_of, text_of
 from kvx.transfer.codes import Code
 from kvx_ext import _core
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from kvx.buffers import MemoryKind
 from kvx.errors import UsageError
+from kvx.transfer.backends.fields import numbers_of
 from kvx.transfer.backends.nixl import rows
-from kvx.transfer.backends.nixl.messages import CHECK_BLOCKS_MAX, Check, numbers_of
+from kvx.transfer.backends.nixl.messages import CHECK_BLOCKS_MAX, Check
 from kvx_ext import _core
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from kvx.errors import PeerLost
+from kvx.transfer.backends.fields import numbers_of
 from kvx.transfer.backends.nixl.bindings import Progress
 from kvx.transfer.backends.nixl.checking import checks_of, checksums_of
-from kvx.transfer.backends.nixl.messages import CHECK_BLOCKS_MAX, Begin, Finish, numbers_of
+from kvx.transfer.backends.nixl.messages import CHECK_BLOCKS_MAX, Begin, Finish
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from typing import Annotated
 import msgspec
 
 from kvx.errors import UsageError
-from kvx.transfer.core import NOTE_BYTES_MAX, LeaseRef
+from kvx.transfer.backends.fields import Lease, Number, Small, Text
+from kvx.transfer.core import NOTE_BYTES_MAX
 
 VERSION = 2
 MESSAGE_BYTES_MAX = 1 << 20
@@ -27,15 +28,8 @@ MESSAGE_BYTES_MAX = 1 << 20
 CHECK_BLOCKS_MAX = 8192
 FAILURES_MAX = 8192
 REGIONS_MAX = 4096
-_TEXT_MAX = 512
 
-_Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Small = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-_Text = Annotated[str, msgspec.Meta(max_length=_TEXT_MAX)]
 _Name = Annotated[str, msgspec.Meta(max_length=128)]
-# Leases are named by 64 random bits, so half of them lie above what `le` can say.
-_Word = Annotated[int, msgspec.Meta(ge=0)]
-_Lease = tuple[_Word, _Word, _Word]
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -47,7 +41,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
         plugins: Of NIXL, started.
     """
 
-    version: _Small
+    version: Small
     nixl: _Name
     plugins: Annotated[list[_Name], msgspec.Meta(max_length=16)]
 
@@ -55,11 +49,11 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
 class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """A region of the sender, as NIXL addresses it."""
 
-    number: _Small
-    address: _Number
-    size_bytes: _Number
+    number: Small
+    address: Number
+    size_bytes: Number
     is_device: bool
-    ordinal: _Small
+    ordinal: Small
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ask"):
@@ -78,7 +72,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"
         regions: What it has registered.
     """
 
-    number: _Number
+    number: Number
     name: _Name
     metadata: Annotated[bytes, msgspec.Meta(max_length=MESSAGE_BYTES_MAX)]
     regions: Annotated[list[Region], msgspec.Meta(max_length=REGIONS_MAX)]
@@ -87,8 +81,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"
 class Begin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
     """A write is about to start."""
 
-    job: _Number
-    lease: _Lease
+    job: Number
+    lease: Lease
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="check"):
@@ -105,10 +99,10 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="check"
         checksums: (n,) little-endian uint64.
     """
 
-    job: _Number
-    lease: _Lease
+    job: Number
+    lease: Lease
     is_write: bool
-    first: _Small
+    first: Small
     indices: bytes
     rows: bytes
     keys: bytes
@@ -126,8 +120,8 @@ class Finish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="finis
         check: The only one of a small transfer, which is not worth a message of its own.
     """
 
-    job: _Number
-    lease: _Lease
+    job: Number
+    lease: Lease
     is_write: bool
     note: Annotated[bytes, msgspec.Meta(max_length=NOTE_BYTES_MAX)]
     check: Check | None = None
@@ -144,36 +138,36 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="answe
         text: Why, for people.
     """
 
-    job: _Number
+    job: Number
     is_finish: bool
     code: Annotated[int, msgspec.Meta(ge=0, le=255)]
-    failures: Annotated[list[_Small], msgspec.Meta(max_length=FAILURES_MAX)]
-    text: _Text
+    failures: Annotated[list[Small], msgspec.Meta(max_length=FAILURES_MAX)]
+    text: Text
 
 
 class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="over"):
     """NIXL is through with a transfer that has failed."""
 
-    job: _Number
+    job: Number
 
 
 class Forget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="forget"):
     """A region of the sender is about to go; to be answered when nothing touches it any more."""
 
-    region: _Small
+    region: Small
 
 
 class Forgotten(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="forgotten"):
     """Nothing of the sender touches, or will touch, that region."""
 
-    region: _Small
+    region: Small
 
 
 class Left(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="left"):
     """Nothing of the sender touches, or will touch, what hellos up to this one have told of."""
 
     name: _Name
-    hello: _Number
+    hello: Number
 
 
 Message = Ask | Hello | Begin | Check | Finish | Answer | Over | Forget | Forgotten | Left
@@ -212,13 +206,3 @@ def decode_card(data: bytes) -> Card:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"a malformed card: {error}") from None
     return card
-
-
-def numbers_of(lease: LeaseRef) -> _Lease:
-    """Return a lease as messages name it."""
-    return lease.id, lease.slot, lease.generation
-
-
-def lease_of(numbers: _Lease) -> LeaseRef:
-    """Return the lease that a message names."""
-    return LeaseRef(*numbers)

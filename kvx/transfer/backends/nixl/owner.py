@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from kvx.errors import KvxError, PeerLost, StaleReference, UsageError
 from kvx.transfer.backend import REMOTE_WRITE
+from kvx.transfer.backends.fields import lease_of, text_of
 from kvx.transfer.backends.nixl.checking import disagreeing
-from kvx.transfer.backends.nixl.messages import FAILURES_MAX, Answer, lease_of
+from kvx.transfer.backends.nixl.messages import FAILURES_MAX, Answer
 from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _READ, _WRITE = 1, 2
-_TEXT_MAX = 500
 # Of one peer at a time; each costs a few hundred bytes.
 _WORKS_MAX = 65_536
 
@@ -175,7 +175,7 @@ class Owner:
 def _answer(
     job: int, code: Code, text: str, failures: Sequence[int] = (), *, is_finish: bool
 ) -> Answer:
-    return Answer(job, is_finish, int(code), list(failures), text[:_TEXT_MAX])
+    return Answer(job, is_finish, int(code), list(failures), text_of(text))
 
 
 def _code_of(error: KvxError) -> Code:

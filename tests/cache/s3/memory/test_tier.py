@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.cache.s3.memory.conftest import Opener
     from tests.cache.s3.memory_store import Bucket
 
+    Onboarding = tuple[kvx.Transfer[kvx.TransferResult], np.ndarray]
+
 
 def store(cache: kvx.TieredCache, space: kvx.CacheSpace, count: int, first: int = 0) -> None:
     """Offload blocks of a prompt and wait until what makes whole groups is stored."""
@@ -134,6 +136,26 @@ def test_a_damaged_object_is_a_miss_and_deleted_the_second_time(
     assert 'kvx_corrupt_blocks_total{tier="s3"} 2' in cache.metrics.render()
 
 
+def test_only_the_newest_damaged_objects_are_remembered(
+    bucket: Bucket, open_s3_cache: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvx.cache.s3.reads._SUSPECTS_MAX", 2)
+    ours, space = open_s3_cache()
+    names = []
+    for first in (0, 100, 200):
+        store(ours, space, 4, first)
+        names += [name for name in bucket.names() if name not in names]
+        bucket.alter(names[-1], 128 + 64 + 100)
+    cache, other = open_s3_cache(absent_s=0.0)
+    # The first one is forgotten when the third is met, and takes the place of the second.
+    for first in (0, 100, 200, 0, 200):
+        assert other.match(make_hashes(4, first=first), wait_s=5.0).num_blocks == 4
+        assert bring(other, 4, first).reasons[0] == kvx.MissReason.CORRUPT
+        cache.clear()
+    assert eventually(lambda: names[2] not in bucket.names())
+    assert bucket.names() == sorted(names[:2])
+
+
 def test_an_object_that_was_deleted_meanwhile_is_a_miss(
     bucket: Bucket, open_s3_cache: Opener
 ) -> None:
@@ -185,23 +207,97 @@ def test_a_deadline_of_the_caller_leaves_nothing_behind(
     assert bring(other, 8).num_blocks == 8
 
 
+def begin_frozen(bucket: Bucket, space: kvx.CacheSpace, count: int) -> Onboarding:
+    """Begin to onboard blocks that only the bucket has, which answers nothing."""
+    assert space.match(make_hashes(count), wait_s=5.0).num_blocks == count
+    bucket.is_frozen = True
+    target = np.zeros((count, BLOCK_BYTES), np.uint8)
+    return space.onboard(make_hashes(count), target), target
+
+
+def thaw(bucket: Bucket, onboarding: Onboarding) -> None:
+    """Let the bucket answer, and look at every byte that comes."""
+    bucket.is_frozen = False
+    transfer, target = onboarding
+    assert transfer.wait().num_blocks == len(target)
+    assert (target == make_blocks(len(target))).all()
+
+
 def test_of_many_blocks_the_first_comes_before_all_others(
+    bucket: Bucket, open_s3_cache: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvx.cache.s3.fetching._ALONE_BYTES", 8 * BLOCK_BYTES)
+    monkeypatch.setattr("kvx.cache.s3.fetching._ALONE_S", 60.0)
+    ours, space = open_s3_cache()
+    store(ours, space, 32)
+    _, other = open_s3_cache()
+    onboarding = begin_frozen(bucket, other, 32)
+    assert eventually(lambda: bucket.calls["get"] > 0)
+    assert not onboarding[0].wait_finished(0.05)
+    assert bucket.calls["get"] == 1
+    thaw(bucket, onboarding)
+
+
+def test_a_first_block_that_takes_long_is_not_waited_for(
     bucket: Bucket, open_s3_cache: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvx.cache.s3.fetching._ALONE_BYTES", 8 * BLOCK_BYTES)
     ours, space = open_s3_cache()
     store(ours, space, 32)
     _, other = open_s3_cache()
-    assert other.match(make_hashes(32), wait_s=5.0).num_blocks == 32
+    onboarding = begin_frozen(bucket, other, 32)
+    assert eventually(lambda: bucket.calls["get"] == 9), "the first, and the rest of 8 objects"
+    thaw(bucket, onboarding)
+
+
+def test_reads_begin_without_waiting_for_those_before(
+    bucket: Bucket, open_s3_cache: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Windows of the operation end within objects, but reads do not.
+    monkeypatch.setattr("kvx.cache.onboard._WINDOW_BYTES", 6 * BLOCK_BYTES)
+    ours, space = open_s3_cache()
+    store(ours, space, 48)
+    _, other = open_s3_cache(max_in_flight=10)
+    onboarding = begin_frozen(bucket, other, 48)
+    assert eventually(lambda: bucket.calls["get"] == 10)
+    thaw(bucket, onboarding)
+    assert bucket.calls["get"] == 12, "one an object"
+
+
+def test_reads_under_way_leave_half_of_the_room_to_others(
+    bucket: Bucket, open_s3_cache: Opener
+) -> None:
+    ours, space = open_s3_cache()
+    store(ours, space, 48)
+    cache, other = open_s3_cache(dram="512KiB")
+    onboarding = begin_frozen(bucket, other, 48)
+    assert eventually(lambda: bucket.calls["get"] == 4)
+    assert not onboarding[0].wait_finished(0.05)
+    assert cache.stats()["dram"]["reserved"] == 16, "of 32 slots"
+    thaw(bucket, onboarding)
+    cache.check_integrity()
+
+
+def test_a_read_that_finds_little_room_is_a_small_one(
+    bucket: Bucket, open_s3_cache: Opener
+) -> None:
+    ours, space = open_s3_cache()
+    cache, other = open_s3_cache(dram=str(22 * BLOCK_BYTES))
+    counts = {0: 12, 100: 8, 200: 8}  # by their first blocks; the last finds two slots
+    for first, count in counts.items():
+        store(ours, space, count, first)
+        assert other.match(make_hashes(count, first=first), wait_s=5.0).num_blocks == count
     bucket.is_frozen = True
-    target = np.zeros((32, BLOCK_BYTES), np.uint8)
-    transfer = other.onboard(make_hashes(32), target)
-    assert eventually(lambda: bucket.calls["get"] > 0)
-    assert not transfer.wait_finished(0.05)
-    assert bucket.calls["get"] == 1
+    transfers = []
+    for first, count in counts.items():
+        target = np.zeros((count, BLOCK_BYTES), np.uint8)
+        transfers.append((other.onboard(make_hashes(count, first=first), target), target, first))
+    assert eventually(lambda: cache.stats()["dram"]["reserved"] == 22)
     bucket.is_frozen = False
-    assert transfer.wait().num_blocks == 32
-    assert (target == make_blocks(32)).all()
+    for transfer, target, first in transfers:
+        assert transfer.wait().num_blocks == len(target)
+        assert (target == make_blocks(len(target), first=first)).all()
+    cache.check_integrity()
 
 
 def test_closing_ends_what_is_under_way(bucket: Bucket, open_s3_cache: Opener) -> None:
