@@ -29,6 +29,7 @@ class Options:
         region: As that service calls it.
         bucket: There, which has to exist; empty for one that is made for the run.
         concurrency: Most S3 requests at a time.
+        vllm_python: A Python that can import vLLM; None for none.
     """
 
     is_quick: bool
@@ -40,6 +41,7 @@ class Options:
     region: str = "us-east-1"
     bucket: str = ""
     concurrency: int = 16
+    vllm_python: Path | None = None
 
     @property
     def repeats(self) -> int:

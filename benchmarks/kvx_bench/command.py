@@ -23,6 +23,7 @@ from kvx_bench.cases.peer import PeerCase
 from kvx_bench.cases.plan import PlanCase
 from kvx_bench.cases.s3 import S3Case
 from kvx_bench.cases.transfer import TransferCase
+from kvx_bench.cases.vllm import VllmCase
 from kvx_bench.machine import describe_machine
 from kvx_bench.transfer.matrix import command as matrix_command
 from kvx_bench.transfer.matrix import options as matrix
@@ -49,6 +50,7 @@ CASES: dict[str, Case] = {
         NvmeCase(),
         S3Case(),
         GpuCase(),
+        VllmCase(),
     )
 }
 
@@ -62,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="copy threads; one a CPU by default")
     parser.add_argument(
         "--nixl-python", type=Path, metavar="PYTHON", help="one that imports nixl_cu13: transfers"
+    )
+    parser.add_argument(
+        "--vllm-python", type=Path, metavar="PYTHON", help="one that imports vLLM: vllm"
     )
     parser.add_argument("--driver", default=DRIVER, help="library of the CUDA driver to measure")
     group = parser.add_argument_group("s3", "against which service; keys come from AWS_* variables")
@@ -90,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         settings = Options(
             options.quick, Path(directory), threads, options.driver, options.nixl_python,
             options.endpoint, options.region, options.bucket, options.concurrency,
+            options.vllm_python,
         )  # fmt: skip
         for name in names:
             case = CASES[name]

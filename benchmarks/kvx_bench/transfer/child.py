@@ -69,6 +69,24 @@ class Child:
             command[:0] = ["env", *(f"{name}={text}" for name, text in settings.items())]
         return cls(command)
 
+    @classmethod
+    def of_folders(
+        cls, module: str, beside: str, python: Path, settings: Mapping[str, str]
+    ) -> Child:
+        """Start a module of ours under another Python that has all it needs but our packages.
+
+        Args:
+            module: To run.
+            beside: A package of ours that it imports besides.
+            python: The other one; what is installed with this one is not found.
+            settings: Further variables of its environment.
+        """
+        folders = [_folder_of(package) for package in (module.partition(".")[0], beside, "kvx")]
+        path = ":".join(dict.fromkeys(folders))
+        variables = {"PYTHONPATH": path, **settings}
+        given = [f"{name}={text}" for name, text in variables.items()]
+        return cls(["env", *given, str(python), "-m", module])
+
     def __enter__(self) -> Self:
         """Nothing but the child."""
         return self

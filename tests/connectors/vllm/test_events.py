@@ -276,7 +276,7 @@ def test_what_arrives_after_a_reset_is_not_announced(follow: Callable[..., Follo
     (only,) = hashes_named(1)
     former = one.space
     one.reader.expect(0, [only])
-    one.rank.reset()
+    one.rank.begin_life(1)
     former.offload([only], np.zeros((1, SIZE), np.uint8)).wait()
     assert one.follow() == []
 

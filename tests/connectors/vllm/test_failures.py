@@ -85,9 +85,10 @@ def failpoints(
 
 @pytest.mark.parametrize("place", [0, 4, 8])
 def test_a_bit_that_flips_in_dram(below: Below, place: int) -> None:
-    """NVMe has another copy; where that is gone too, vLLM computes from there on."""
+    """NVMe has another copy."""
     llm, prompt = below.llm, prompt_of(f"dram bit {place}")
     computed, hashes = store(llm, prompt), hashes_of(below.llm, prompt)
+    assert below.rank.cache.flush(10.0)
     assert below.flip(hashes[place : place + 1]) == 1
     assert answer(llm, prompt) == (computed, whole(prompt))
     assert below.count("kvx_corrupt_blocks_total", tier="dram") >= 1

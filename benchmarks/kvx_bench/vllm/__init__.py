@@ -1,0 +1,1 @@
+"""vLLM with kvx below it, beside vLLM alone: what a hit saves, and what the connector costs."""
