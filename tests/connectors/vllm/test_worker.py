@@ -68,7 +68,7 @@ class Bench:
         self.memory = [np.full((8, 4096), 255, np.uint8) for _ in range(2)]
         self.asked: list[tuple[list[bytes], list[int]]] = []
         groups = [self._group(memory) for memory in self.memory]
-        cache: Any = SimpleNamespace(groups=groups)
+        cache: Any = SimpleNamespace(groups=groups, begin_life=lambda _: True)
         self.worker = KvxWorker(cache, SETTINGS, Mock(RankTelling))
 
     def _group(self, memory: Any) -> Any:
