@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import time
@@ -112,6 +113,14 @@ class KvxWorker(OffloadingWorker):
         """Return the jobs that have ended and touch the engine's memory no more."""
         over = [job_id for job_id, job in self._jobs.items() if _is_over(job)]
         return [self._finish(job_id, self._jobs.pop(job_id)) for job_id in over]
+
+    def help(self, seconds: float) -> None:
+        """Wait for loads a while, which copies for them: their requests are all there is to do."""
+        until_s = time.monotonic() + seconds
+        for job in self._jobs.values():
+            for transfer in job.transfers if job.is_load else ():
+                with contextlib.suppress(kvx.KvxError):  # what became of it, `_finish` says
+                    transfer.wait(max(0.0, until_s - time.monotonic()))
 
     def wait(self, job_ids: set[int]) -> None:
         """Wait until jobs leave the engine's memory alone: it is about to be used again.
