@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import time
@@ -119,8 +118,7 @@ class KvxWorker(OffloadingWorker):
         until_s = time.monotonic() + seconds
         for job in self._jobs.values():
             for transfer in job.transfers if job.is_load else ():
-                with contextlib.suppress(kvx.KvxError):  # what became of it, `_finish` says
-                    transfer.wait(max(0.0, until_s - time.monotonic()))
+                _outcome(transfer, max(0.0, until_s - time.monotonic()))
 
     def wait(self, job_ids: set[int]) -> None:
         """Wait until jobs leave the engine's memory alone: it is about to be used again.
@@ -265,12 +263,14 @@ def _give_up_after(transfer: kvx.Transfer[kvx.TransferResult], timeout_s: float)
             _log.warning("blocks are wanted back before they are stored: %s", error)
 
 
-def _outcome(transfer: kvx.Transfer[kvx.TransferResult] | None) -> kvx.TransferResult | None:
+def _outcome(
+    transfer: kvx.Transfer[kvx.TransferResult] | None, timeout_s: float | None = None
+) -> kvx.TransferResult | None:
     """Return what became of the blocks, however the transfer ended; None if that is not known."""
     if transfer is None:
         return None
     try:
-        return transfer.wait()
+        return transfer.wait(timeout_s)
     except kvx.KvxError as error:
-        _log.debug("a transfer ended early: %s", error)
+        _log.debug("a transfer has not arrived: %s", error)
         return transfer.result
