@@ -34,6 +34,7 @@ from kvx.layout import BlockSelection, BlockView, KVLayout
 from kvx.namespace import Namespace
 from kvx.transfer.agents.agent import Agent, Quarantined
 from kvx.transfer.agents.config import AgentConfig, TlsFiles
+from kvx.transfer.agents.key import SharedKey
 from kvx.transfer.agents.lease import BlockLease
 from kvx.transfer.agents.lease_token import RemoteLease, Rights
 from kvx.transfer.agents.loop import Notification
@@ -107,6 +108,7 @@ __all__ = [
     "Rights",
     "Route",
     "RouteState",
+    "SharedKey",
     "StaleReference",
     "StorageError",
     "TierKind",

@@ -10,12 +10,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.request import RequestStatus
 
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
 from kvx_vllm.settings import Settings, check_engine
 from kvx_vllm.spec import made_for
-from kvx_vllm.specs import KvxWorkerMetadata, RankAddress
+from kvx_vllm.specs import KvxMetadata, KvxWorkerMetadata, RankAddress
 from kvx_vllm.worker import KvxWorker
 
 if TYPE_CHECKING:
@@ -29,9 +30,17 @@ if TYPE_CHECKING:
         PromMetric,
         PromMetricT,
     )
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+# Ends of a request after which its whole prompt has been computed.
+# For so long a step in which nothing is computed waits for loads: short beside any step that does,
+# long beside asking again.
+_HELP_S = 0.002
+_COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
 
 
 class KvxConnector(OffloadingConnector):
@@ -103,6 +112,18 @@ class KvxConnector(OffloadingConnector):
         self._manager.begin_lookup(request.request_id, request.block_hashes, num_computed_tokens)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KvxMetadata:
+        """Return what the workers load and store."""
+        meta = super().build_connector_meta(scheduler_output)
+        is_idle = not scheduler_output.total_num_scheduled_tokens
+        return KvxMetadata(meta.load_jobs, meta.store_jobs, meta.jobs_to_flush, is_idle)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """Begin what the scheduler asked for; where there is nothing to compute, help with it."""
+        super().start_load_kv(forward_context, **kwargs)
+        if isinstance(self._connector_metadata, KvxMetadata) and self._connector_metadata.is_idle:
+            self._worker.help(_HELP_S)
+
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Return what has ended; where there are several groups, requests whose load failed."""
         results = super().get_transfer_results(finished_req_ids)
@@ -152,20 +173,25 @@ class KvxConnector(OffloadingConnector):
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Say what became of its prompt, in the response."""
+        """Say what became of its prompt, in the response; of a prefill, where its blocks are."""
         is_delayed, params = super().request_finished(request, block_ids)
         return is_delayed, self._told(request, params)
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Say what became of its prompt, in the response."""
+        """Say what became of its prompt, in the response; of a prefill, where its blocks are."""
         is_delayed, params = super().request_finished_all_groups(request, block_ids)
         return is_delayed, self._told(request, params)
 
     def _told(self, request: Request, params: dict[str, Any] | None) -> dict[str, Any] | None:
         told = self._manager.told(request.request_id)
-        return params if told is None else {**(params or {}), "kvx": told}
+        found = {**(params or {}), **({} if told is None else {"kvx": told})}
+        if request.status in _COMPLETE:
+            found |= self._manager.issue_reference(
+                request.request_id, request.block_hashes, request.num_prompt_tokens
+            )
+        return found or None
 
     @property
     def _manager(self) -> KvxManager:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import (
     LookupResult,
     OffloadingManager,
     OffloadKey,
+    OffloadPolicy,
     PrepareStoreOutput,
     ReqContext,
     RequestOffloadingContext,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.config import OffloadingConfig
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+    from kvx_vllm.pd.handoff import Handoff
     from kvx_vllm.ranks import Ranks
     from kvx_vllm.settings import Settings
     from kvx_vllm.specs import LoadFailure
@@ -87,10 +89,13 @@ class Request:
 class KvxManager(OffloadingManager):
     """The scheduler's view of the cache. Holds no truth of its own: every lookup asks the ranks."""
 
-    def __init__(self, config: OffloadingConfig, settings: Settings, ranks: Ranks) -> None:
+    def __init__(
+        self, config: OffloadingConfig, settings: Settings, ranks: Ranks, handoff: Handoff
+    ) -> None:
         """Know no request."""
         self._settings = settings
         self._ranks = ranks
+        self._handoff = handoff
         self._requests: dict[str, Request] = {}
         self._tokens = [group.tokens_per_block for group in config.groups]
         self._hashes_per_block = [tokens // config.cache.tokens_per_hash for tokens in self._tokens]
@@ -104,24 +109,41 @@ class KvxManager(OffloadingManager):
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         """Remember a request."""
         self._requests[req_context.req_id] = Request()
+        if self._handoff.begin(req_context.req_id, req_context.kv_transfer_params):
+            return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL)
         return RequestOffloadingContext()
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         """Forget a request."""
         self._requests.pop(req_context.req_id, None)
+        self._handoff.finished(req_context.req_id)
+
+    def issue_reference(
+        self, req_id: str, hashes: Sequence[bytes], num_tokens: int
+    ) -> dict[str, Any]:
+        """Return the `kv_transfer_params` of a prefill for another engine; empty of other requests.
+
+        Args:
+            req_id: Of the request.
+            hashes: Of its blocks.
+            num_tokens: Of its prompt.
+        """
+        chains = self._chains(hashes)
+        limits = [num_tokens // tokens for tokens in self._tokens]
+        found = [chain[:limit] for chain, limit in zip(chains, limits, strict=True)]
+        return self._handoff.issue(req_id, found)
 
     def begin_lookup(self, req_id: str, hashes: Sequence[bytes], num_computed: int) -> None:
         """Take the hashes of a prompt that is about to be looked up, all of them."""
         request = self._requests.get(req_id)
         if request is None:
             return
-        request.chains = [
-            list(hashes[per_block - 1 :: per_block]) for per_block in self._hashes_per_block
-        ]
+        request.chains = self._chains(hashes)
         request.num_computed = num_computed
         request.answers.clear()
         request.is_outdated = False
         request.account.begin(num_computed)
+        self._handoff.look(req_id, request.chains)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Say whether a block can be loaded; RETRY while S3 or another rank has not said."""
@@ -137,8 +159,13 @@ class KvxManager(OffloadingManager):
         location = answer.location
         if end_token % self._tokens[group] or not 0 <= place < len(location.tiers):
             return LookupResult.MISS  # a partial tail: computed sooner than it is looked for
-        if location.tiers[place]:
+        tier = location.tiers[place]
+        if tier == kvx.TierKind.PEER and self._handoff.is_pending(req_context.req_id):
+            return LookupResult.RETRY
+        if tier:
             return LookupResult.HIT
+        if self._handoff.expects(req_context.req_id, group, place + answer.first):
+            return LookupResult.RETRY
         return LookupResult.MISS if location.is_final else LookupResult.RETRY
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
@@ -155,6 +182,17 @@ class KvxManager(OffloadingManager):
         runs = self._runs(list(keys), req_context)
         return KvxBlocks(req_context.req_id, runs, self._ranks.life)
 
+    def complete_load(
+        self,
+        keys: Collection[OffloadKey],  # noqa: ARG002 - vLLM's
+        req_context: ReqContext,
+    ) -> None:
+        """Account for a load that is over."""
+        request = self._requests.get(req_context.req_id)
+        if request is not None:
+            tiers = [block.tier for block in request.account.planned]
+            self._handoff.loaded(req_context.req_id, from_peers=tiers.count(kvx.TierKind.PEER))
+
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
@@ -164,9 +202,19 @@ class KvxManager(OffloadingManager):
         """
         is_void = self._is_outdated(req_context)
         wanted = [key for key in keys if not is_void and self._is_whole(key, req_context)]
+        self._handoff.storing(req_context.req_id, wanted)
         runs = self._runs(wanted, req_context, is_store=True)
         blocks = KvxBlocks(req_context.req_id, runs, self._ranks.life)
         return PrepareStoreOutput(wanted, blocks, [])
+
+    def complete_store(
+        self,
+        keys: Collection[OffloadKey],
+        req_context: ReqContext,
+        success: bool = True,  # noqa: ARG002, FBT001, FBT002 - vLLM's
+    ) -> None:
+        """Note that blocks are stored, or could not be."""
+        self._handoff.stored(req_context.req_id, keys)
 
     def note_failures(self, failures: Sequence[LoadFailure]) -> None:
         """Take from the workers what could not be loaded: it is computed, and not tried again."""
@@ -174,6 +222,7 @@ class KvxManager(OffloadingManager):
             request = self._requests.get(failure.req_id)
             if request is None:
                 continue
+            self._handoff.failed(failure.req_id, len(failure.hashes))
             group_id = self._group_ids[failure.group]
             fresh = [
                 reason
@@ -211,6 +260,7 @@ class KvxManager(OffloadingManager):
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         """Return the metrics since the last call."""
+        self._meter.note_references(self._handoff.take_outcomes())
         return self._meter.take()
 
     def take_events(self) -> Iterator[OffloadingEvent]:
@@ -219,6 +269,7 @@ class KvxManager(OffloadingManager):
 
     def reset_cache(self) -> None:
         """Let nothing be found that was stored before."""
+        self._handoff.reset()
         for request in self._requests.values():
             request.answers.clear()
             request.is_outdated = True
@@ -230,7 +281,12 @@ class KvxManager(OffloadingManager):
 
     def shutdown(self) -> None:
         """Let the ranks go."""
+        self._handoff.close()
         self._ranks.close()
+
+    def _chains(self, hashes: Sequence[bytes]) -> list[list[bytes]]:
+        """Return the hashes of the blocks of each group."""
+        return [list(hashes[per_block - 1 :: per_block]) for per_block in self._hashes_per_block]
 
     def _is_outdated(self, req_context: ReqContext) -> bool:
         """Return whether a request computed KV before a reset and goes on with it."""

@@ -26,6 +26,8 @@ import kvx
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from kvx_vllm.pd.reference import Outcome
+
 LEVELS_EVERY_S = 1.0
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # In the order of how much they keep out.
@@ -36,6 +38,7 @@ MISSES = "vllm:kvx_misses"
 LOAD_FAILURES = "vllm:kvx_load_failures"
 BYTES = "vllm:kvx_bytes"
 SECONDS = {"load": "vllm:kvx_load_seconds", "store": "vllm:kvx_store_seconds"}
+REFERENCES = "vllm:kvx_pd_references"
 IN_FLIGHT = "vllm:kvx_in_flight_bytes"
 QUARANTINED = "vllm:kvx_quarantined_bytes"
 PENDING = "vllm:kvx_s3_pending_bytes"
@@ -65,6 +68,9 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
         ),
         SECONDS["store"]: OffloadingHistogramMetadata(
             "Time of a rank's stores into its highest tier", buckets=_SECONDS
+        ),
+        REFERENCES: counter(
+            "References to prefilled blocks that requests came with, by outcome", ("outcome",)
         ),
         IN_FLIGHT: gauge("Bytes of loads and stores under way", ("direction", "rank")),
         QUARANTINED: gauge(
@@ -206,6 +212,11 @@ class Meter:
         """Count blocks that did not come."""
         for reason in reasons:
             self._stats.increase_counter(LOAD_FAILURES, 1, (reason,))
+
+    def note_references(self, outcomes: Mapping[Outcome, int]) -> None:
+        """Count references that requests came with, by what became of them."""
+        for outcome, count in outcomes.items():
+            self._stats.increase_counter(REFERENCES, count, (str(outcome),))
 
     def note_tally(self, tally: Tally) -> None:
         """Take what the ranks counted."""

@@ -31,6 +31,8 @@ class Settings:
         store_deadline_s: Seconds a store may take.
         lookup_deadline_s: Seconds a request waits at most to hear what S3, and what ranks in other
             processes, hold.
+        pd_lease_s: Seconds that a prefill is kept for the engine that decodes.
+        pd_wait_s: Seconds a request waits at most for the engine that computed its prompt.
         revision: Of the weights, where the model's own revision does not tell.
     """
 
@@ -38,6 +40,8 @@ class Settings:
     load_deadline_s: float = 5.0
     store_deadline_s: float = 10.0
     lookup_deadline_s: float = 0.25
+    pd_lease_s: float = 30.0
+    pd_wait_s: float = 2.0
     revision: str = ""
 
     @classmethod

@@ -13,6 +13,7 @@ import kvx
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
 from kvx_vllm.metrics import definitions
+from kvx_vllm.pd.handoff import Handoff
 from kvx_vllm.rank_cache import RankCache, config_of_rank, rank_cache_here, views_of
 from kvx_vllm.rank_server import socket_path
 from kvx_vllm.ranks import ONE_MACHINE, OneRankHere, RanksElsewhere
@@ -74,7 +75,11 @@ class KvxSpec(OffloadingSpec):
         Raises:
             kvx.ConfigError: They cannot be asked: some run on other machines.
         """
-        return KvxManager(self.config, self._settings, self._ranks())
+        ranks = self._ranks()
+        is_here = isinstance(ranks, OneRankHere)
+        rank = rank_cache_here(self.config.engine_id, 0) if is_here else None
+        handoff = Handoff(rank, self._settings)
+        return KvxManager(self.config, self._settings, ranks, handoff)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> KvxWorker:
         """Open the cache of this rank and return the worker's half."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingConnectorMetadata,
     OffloadingWorkerMetadata,
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
@@ -75,6 +76,17 @@ class RankAddress(KVConnectorHandshakeMetadata):
 
     rank: int
     path: str
+
+
+@dataclass
+class KvxMetadata(OffloadingConnectorMetadata):
+    """What the scheduler tells the workers in a step.
+
+    Attributes:
+        is_idle: Whether nothing is computed in it.
+    """
+
+    is_idle: bool = False
 
 
 @dataclass

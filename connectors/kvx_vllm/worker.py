@@ -113,6 +113,13 @@ class KvxWorker(OffloadingWorker):
         over = [job_id for job_id, job in self._jobs.items() if _is_over(job)]
         return [self._finish(job_id, self._jobs.pop(job_id)) for job_id in over]
 
+    def help(self, seconds: float) -> None:
+        """Wait for loads a while, which copies for them: their requests are all there is to do."""
+        until_s = time.monotonic() + seconds
+        for job in self._jobs.values():
+            for transfer in job.transfers if job.is_load else ():
+                _outcome(transfer, max(0.0, until_s - time.monotonic()))
+
     def wait(self, job_ids: set[int]) -> None:
         """Wait until jobs leave the engine's memory alone: it is about to be used again.
 
@@ -256,12 +263,14 @@ def _give_up_after(transfer: kvx.Transfer[kvx.TransferResult], timeout_s: float)
             _log.warning("blocks are wanted back before they are stored: %s", error)
 
 
-def _outcome(transfer: kvx.Transfer[kvx.TransferResult] | None) -> kvx.TransferResult | None:
+def _outcome(
+    transfer: kvx.Transfer[kvx.TransferResult] | None, timeout_s: float | None = None
+) -> kvx.TransferResult | None:
     """Return what became of the blocks, however the transfer ended; None if that is not known."""
     if transfer is None:
         return None
     try:
-        return transfer.wait()
+        return transfer.wait(timeout_s)
     except kvx.KvxError as error:
-        _log.debug("a transfer ended early: %s", error)
+        _log.debug("a transfer has not arrived: %s", error)
         return transfer.result

@@ -213,6 +213,19 @@ class CacheSpace:
         """
         return self._fetch(as_hash_array(hashes), None, deadline_s)
 
+    def expect_at(self, peer: str, hashes: Hashes) -> None:
+        """Take somebody's word that a peer holds blocks, ahead of its own; returns at once.
+
+        They are found there a moment later. It is believed as much as the peer itself: whatever it
+        then lends is verified, and what it does not lend is a miss.
+
+        Args:
+            peer: Its name; of one that is not connected nothing is remembered.
+            hashes: Block hashes, at most as many as `known_blocks_max`.
+        """
+        if self._shared.peers is not None:
+            self._shared.peers.expect(peer, self.namespace.keys(as_hash_array(hashes)))
+
     def lease(self, hashes: Hashes, *, expires_s: float | None = None) -> Lease:
         """Pin the longest prefix held in DRAM and give zero-copy views of it.
 

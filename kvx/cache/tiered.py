@@ -176,6 +176,11 @@ class TieredCache:
         return stats
 
     @property
+    def agent(self) -> Agent | None:
+        """What the tier of kind peer is connected through; None without one."""
+        return None if self._shared.peers is None else self._shared.peers.agent
+
+    @property
     def metrics(self) -> Registry:
         """The metrics; `cache.metrics.render()` is the Prometheus text."""
         return self._shared.instruments.registry

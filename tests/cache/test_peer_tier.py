@@ -233,3 +233,26 @@ def test_a_cancelled_transfer_leaves_nothing_behind() -> None:
         assert eventually(lambda: tier_of(cache).in_flight_bytes == 0)
         assert eventually(lambda: a.ask("lent_bytes") == 0)
         assert eventually(lambda: space.dram_pool.index.stats()["reserved"] == 0)
+
+
+def test_blocks_are_expected_at_a_peer_before_it_tells_of_them() -> None:
+    with pair(Plan("a", settings={"publish_s": 60.0})) as (a, cache, space):
+        assert eventually(lambda: a.ask("listeners") == 1)
+        a.ask("store", 0, 8)
+        space.expect_at("nobody", make_hashes(8))
+        assert held(space, 8) == 0
+        space.expect_at("a", make_hashes(10))
+        assert eventually(lambda: held(space, 10) == 10)
+        # Those that were expected in vain are a miss, and forgotten.
+        assert bring(space, 10).num_blocks == 8
+        assert held(space, 10) == 8
+        assert cache.agent is tier_of(cache).agent
+        assert cache.agent.key is not None
+
+
+def test_a_cache_without_peers_expects_nothing() -> None:
+    with kvx.TieredCache.open({"tiers": [{"kind": "dram", "capacity": "1MiB"}]}) as cache:
+        assert cache.agent is None
+        space = open_space(cache)
+        space.expect_at("a", make_hashes(4))
+        assert held(space, 4) == 0

@@ -25,6 +25,10 @@ _HITS = {
     "nvme": "kvx, DRAM smaller than the prompt: read from the disk",
     "example": "vLLM's ExampleConnector to files; its offloading connector and tiers refuse CPUs",
 }
+_HALVES = {
+    "scheduler": "calls of the connector, vLLM's own part of it included",
+    "worker": "calls of kvx's worker, what begins and ends the copies included",
+}
 # vLLM reads these when it is imported; the engine is in the process that looks at it.
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -178,5 +182,5 @@ def _costs(engine: Engine, num_tokens: int) -> Iterator[Row]:
             cost_us = found["spent"][who] / max(1, count) * 1e6
             yield Row(
                 f"vllm.cost.{who}.{verb}", p50_us=cost_us,
-                note=f"CPU us a block that is {verb}, of {count}, in calls of kvx's {who} half",
+                note=f"CPU us a block that is {verb}, of {count}, in {_HALVES[who]}",
             )  # fmt: skip

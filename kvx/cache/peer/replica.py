@@ -48,6 +48,10 @@ class Replica:
         """Return which of (n, 16) uint8 keys a tier of the peer holds, (n,) bool."""
         return self._tiers[tier].has(keys)
 
+    def expect(self, keys: npt.NDArray[np.uint8]) -> None:
+        """Add keys that the peer is said to have in DRAM; its own next word on them counts."""
+        self._tiers[TierKind.DRAM].add(keys)
+
     def forget(self, keys: npt.NDArray[np.uint8]) -> None:
         """Remove keys that the peer turned out not to have."""
         for tier in self._tiers.values():

@@ -34,6 +34,9 @@ from kvx.transfer.agents.peer_state import PeerDown, PeerState, PeerUp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    import numpy.typing as npt
+
     from kvx.cache.peer.granting import Granting
     from kvx.cache.peer.instruments import PeerInstruments
     from kvx.cache.peer.messages import Message
@@ -105,6 +108,12 @@ class Talk:
     def sources(self) -> list[Source]:
         """The peers that were met, in their present lives."""
         return list(self._sources.values())
+
+    def expect(self, peer: str, keys: npt.NDArray[np.uint8]) -> None:
+        """Add (n, 16) uint8 keys to what a peer holds, on the thread that takes messages."""
+        source = self._sources.get(peer)
+        if source is not None and self.is_open:
+            source.replica.expect(keys)
 
     def stop(self) -> None:
         """Take no more messages but answers, and say so."""

@@ -144,6 +144,10 @@ class PeerTier:
             return np.zeros(len(keys), np.bool_)
         return self._held_by(down, keys) & ~self.holds(keys)
 
+    def expect(self, peer: str, keys: Keys) -> None:
+        """Remember (n, 16) uint8 keys that a peer is said to hold, soon."""
+        self._talk.soon(lambda: self._talk.expect(peer, keys))
+
     def choose(
         self, keys: Keys, block_bytes: int, is_open: Callable[[Source], Mask]
     ) -> list[tuple[Source, npt.NDArray[np.int64]]]:

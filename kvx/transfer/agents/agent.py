@@ -114,6 +114,11 @@ class Agent:
         return self._parts.listeners.told()
 
     @property
+    def key(self) -> SharedKey | None:
+        """The secret that all agents share, to sign by; None without one."""
+        return self._parts.key
+
+    @property
     def metrics(self) -> Registry:
         """The metrics; `agent.metrics.render()` is the Prometheus text."""
         return self._parts.instruments.registry

@@ -31,14 +31,19 @@ _SHAPE = {
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a Llama of two layers; its tokenizer is not needed, prompts are token ids."""
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    make_llama(path)
+    return path
+
+
+def make_llama(path: Path, **changes: object) -> None:
+    """Write a Llama with random weights; `changes` are of its configuration."""
     import torch  # noqa: PLC0415 - not everybody who collects this has it
     import transformers  # noqa: PLC0415
 
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**_SHAPE, dtype="float32")
+    config = transformers.LlamaConfig(**_SHAPE | changes, dtype="float32")
     transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(path)
-    return path
 
 
 @contextlib.contextmanager

@@ -38,8 +38,8 @@ def give_tokenizer(model: Path) -> None:
     )
     made.train_from_iterator(["user assistant"], trainer)
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    fast: Any = transformers.PreTrainedTokenizerFast
-    fast = fast(tokenizer_object=made, **named)
+    kind: Any = transformers.PreTrainedTokenizerFast
+    fast = kind(tokenizer_object=made, **named)
     fast.chat_template = _CHAT_TEMPLATE
     fast.save_pretrained(model)
 

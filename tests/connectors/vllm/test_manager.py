@@ -12,6 +12,7 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext, make_offload_key
 import kvx
 from kvx_vllm import manager as module
 from kvx_vllm.manager import KvxManager
+from kvx_vllm.pd.handoff import Handoff
 from kvx_vllm.settings import Settings
 from kvx_vllm.specs import LoadFailure
 
@@ -24,22 +25,20 @@ NONE, DRAM = kvx.TierKind.NONE, kvx.TierKind.DRAM
 class Bench:
     """A manager of two groups, of 32 and of 64 tokens a block; hashes are of 32 tokens."""
 
-    life = 0
-
     def __init__(self) -> None:
         self.held: list[kvx.TierKind] = [DRAM] * len(HASHES)
         self.is_final = True
+        self.life = 0
         self.asked: list[tuple[int, int, int]] = []
         groups = [
             SimpleNamespace(group_id=number, tokens_per_block=tokens)
             for number, tokens in ((0, 32), (3, 64))
         ]
         config = SimpleNamespace(
-            groups=groups,
-            cache=SimpleNamespace(tokens_per_hash=32),
+            groups=groups, cache=SimpleNamespace(tokens_per_hash=32),
             parallel=SimpleNamespace(world_size=1),
-        )
-        self.manager = KvxManager(config, SETTINGS, self)  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.manager = KvxManager(config, SETTINGS, self, Handoff(None, SETTINGS))  # type: ignore[arg-type]
         self.context = ReqContext("r")
         self.manager.on_new_request(self.context)
         for number, group in enumerate(groups):
@@ -72,6 +71,26 @@ def test_ranks_are_asked_once_for_a_group() -> None:
     assert [bench.find(place, group=3) for place in (3, 5, 7)] == [HIT, HIT, HIT]
     assert bench.asked == [(0, 8, 2), (1, 4, 1)]
     assert bench.find(0) is MISS, "the engine has it: nobody should ask"
+
+
+def test_a_producer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, handoff = Bench(), Handoff(None, SETTINGS)
+    monkeypatch.setattr(bench.manager, "_handoff", handoff)
+    bench.held[4:] = [NONE, kvx.TierKind.PEER, NONE, NONE]
+    bench.begin(64)
+    assert [bench.find(place) for place in range(2, 8)] == [HIT, HIT, MISS, HIT, MISS, MISS]
+    # It has not said yet what it holds; what a peer has may be evicted there until it has.
+    monkeypatch.setattr(handoff, "is_pending", lambda _: True)
+    monkeypatch.setattr(handoff, "expects", lambda *_: True)
+    assert [bench.find(place) for place in range(2, 8)] == [HIT, HIT, RETRY, RETRY, RETRY, RETRY]
+    # It holds number 6 of group 0, and number 3 of the other one.
+    held = {(0, 6), (1, 3)}
+    monkeypatch.setattr(handoff, "is_pending", lambda _: False)
+    monkeypatch.setattr(handoff, "expects", lambda _, *block: block in held)
+    assert [bench.find(place) for place in range(2, 8)] == [HIT, HIT, MISS, HIT, RETRY, MISS]
+    bench.held[3] = NONE
+    bench.begin(64)
+    assert [bench.find(place, group=3) for place in (3, 5, 7)] == [HIT, HIT, RETRY]
 
 
 def test_what_failed_is_not_found_again_by_the_same_request() -> None:

@@ -29,8 +29,7 @@ def spec_of(tmp_path: Path, **parallel: Any) -> KvxSpec:
     config = SimpleNamespace(
         extra_config={"config": {"tiers": tiers}}, engine_id="e", groups=(),
         cache=SimpleNamespace(tokens_per_hash=32, blocks_per_chunk=1),
-        parallel=SimpleNamespace(world_size=2),
-        enable_kv_cache_events=False,
+        parallel=SimpleNamespace(world_size=2), enable_kv_cache_events=False,
     )  # fmt: skip
     with made_for(facts):
         return KvxSpec(config)

@@ -32,6 +32,7 @@ class Played:
     has_quiesced: bool = False
     reasons: dict[int, kvx.MissReason] = field(default_factory=dict)
     was_cancelled: bool = False
+    waits_s: list[float] = field(default_factory=list)
 
     def poll(self) -> kvx.TransferState:
         return self.state
@@ -54,6 +55,7 @@ class Played:
     def wait(self, timeout_s: float | None = None) -> kvx.TransferResult:
         if self.state is kvx.TransferState.PENDING:
             assert timeout_s is not None, "the test would wait for ever"
+            self.waits_s.append(timeout_s)
             time.sleep(timeout_s)
         if self.state is kvx.TransferState.DONE:
             return self.result
@@ -105,6 +107,20 @@ def test_a_late_load_is_not_over_before_its_memory_is_at_rest() -> None:
     assert bench.worker.take_bad_blocks() == set()
     (failure,) = bench.worker.take_failures()
     assert (failure.req_id, failure.hashes, failure.reasons) == ("r", [HASHES[1]], ["deadline"])
+
+
+def test_idle_steps_help_loads_for_a_while() -> None:
+    bench = Bench()
+    bench.load([Run(0, HASHES[:1]), Run(1, HASHES[1:3])], [1, 2, 3])
+    store = KvxBlocks("r", [Run(0, HASHES[3:4])])
+    bench.worker.submit_store(8, engine_blocks([4]), store)
+    bench.worker.help(0.002)
+    first, second, stored = bench.begun
+    assert 0 < first.waits_s[0] <= 0.002
+    assert second.waits_s == [0.0], "the time was up"
+    assert stored.waits_s == [], "nobody waits for a store"
+    first.state = kvx.TransferState.TIMED_OUT
+    bench.worker.help(0.001)  # how it ended is said elsewhere
 
 
 def test_what_was_not_filled_is_zeroed_and_nothing_else() -> None:
