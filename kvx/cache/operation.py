@@ -193,7 +193,7 @@ class Operation:
         """See `Transfer.wait_quiesced`.
 
         What a disk or the network still does to slots is not waited for: those stay reserved until
-        their step is settled. No job begins once the transfer has ended, so these are all.
+        their step is settled. No copy from or to the blocks begins once the transfer has ended.
         """
         end = time.monotonic() + timeout_s
         while not self.transfer.wait_finished(0):
