@@ -18,7 +18,7 @@ from kvx.cache.operation import REASON_OF_CODE, Operation
 from kvx.cache.peer.fetching import PeerFetches
 from kvx.cache.promotion import Brought, promote
 from kvx.cache.reactor import Step
-from kvx.cache.read_batch import Landing, ReadBatch, fetch_device, read_files
+from kvx.cache.read_batch import Landing, ReadBatch, Verdict, fetch_device, read_files
 from kvx.cache.reasons import MissReason
 from kvx.cache.result import TierKind
 from kvx.cache.s3.fetching import S3Fetches
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 64 << 20
 _WINDOW_SHARE = 4
-_SLOW_READ_S = 1.0
 _WINDOWS_IN_FLIGHT = 3
 _RESERVED = int(_core.ReserveOutcome.RESERVED)
 _EXISTS = int(_core.ReserveOutcome.EXISTS)
@@ -338,19 +337,27 @@ class Onboard(Operation):
         self.tiers[batch.rows] = batch.tier
         begin = read_files if batch.tier is TierKind.NVME else fetch_device
         keys, landing = self.keys[batch.rows], self._landing
+        nvme = self.shared.nvme if batch.tier is TierKind.NVME else None
+        verdict = Verdict(nvme, self._deadline_s)
+
+        def give_up(job: MovingJob) -> None:
+            verdict.note(job)
+            self.give_up(job)
+
         self._add(
             self.shared.reactor.submit(
                 lambda: Step(
                     begin(self.shared.engine, batch, keys, landing, self.remaining_s()),
-                    settle=lambda job: self._settle_reads(job, batch),
-                    give_up=self.give_up,
+                    settle=lambda job: self._settle_reads(job, batch, verdict),
+                    give_up=give_up,
                     keep=(self._target, self.shared.dram, self.shared.hbm),
                 )
             ),
             batch.rows,
         )
 
-    def _settle_reads(self, job: MovingJob, batch: ReadBatch) -> None:
+    def _settle_reads(self, job: MovingJob, batch: ReadBatch, verdict: Verdict) -> None:
+        verdict.note(job)
         codes = job.codes()
         pool = batch.pool
         keys = self.keys[batch.rows]
@@ -369,10 +376,6 @@ class Onboard(Operation):
             self.shared.drop_corrupt(pool, batch.tier, keys[damaged])
         self._promote(batch.rows[arrived], pool, batch.found.only(arrived))
         pool.unpin(batch.found)
-        if self.shared.nvme is not None and batch.tier is TierKind.NVME:
-            # A caller in a hurry says nothing about the device.
-            telling = codes != Code.TIMEOUT if self._deadline_s < _SLOW_READ_S else codes >= Code.OK
-            self.shared.nvme.note_outcome(codes[telling], job.errnos()[telling])
         self.bytes_done += int(arrived.sum()) * self.block_bytes
         reasons = REASON_OF_CODE[codes]
         reasons[damaged] = MissReason.CORRUPT

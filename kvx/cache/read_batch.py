@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING
 
 from kvx.cache.memory_tier import MemoryPool
 from kvx.cache.nvme import NvmePool
+from kvx.transfer.codes import Code
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from kvx.cache.device import DeviceWay
+    from kvx.cache.nvme import NvmeTier
     from kvx.cache.pool import Found, Pool
+    from kvx.cache.reactor import MovingJob
     from kvx.cache.result import TierKind
     from kvx.layout import BlockSelection
     from kvx_ext import _core
+
+# A read that takes so long is the device's fault.
+_SLOW_READ_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,29 @@ class Landing:
     target: BlockSelection | None
     way: DeviceWay
     progress: _core.LayerProgress | None
+
+
+class Verdict:
+    """Tells NVMe's breaker how one read did: once, as soon as it has ended.
+
+    A read that hangs in the device for ever never settles, so its timeout has to tell.
+    """
+
+    def __init__(self, nvme: NvmeTier | None, deadline_s: float) -> None:
+        """Judge a read of NVMe, or nothing, that was given so long."""
+        self._nvme = nvme
+        self._is_patient = deadline_s >= _SLOW_READ_S
+
+    def note(self, job: MovingJob) -> None:
+        """Take a read that has ended; harmless to repeat. One that was cancelled tells nothing."""
+        nvme, self._nvme = self._nvme, None
+        if nvme is None or job.state() == "cancelled":
+            return
+        codes = job.codes()
+        # A caller in a hurry says nothing about the device.
+        telling = (codes != Code.TIMEOUT) | self._is_patient
+        if telling.any():
+            nvme.note_outcome(codes[telling], job.errnos()[telling])
 
 
 def read_files(

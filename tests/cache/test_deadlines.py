@@ -314,3 +314,27 @@ def _check_arrived(
     wanted = make_blocks(len(target), first=first)
     served = result.reasons == kvx.MissReason.HIT
     assert (target[served] == wanted[served]).all()
+
+
+@pytest.mark.parametrize("deadline_s", [0.1, 1.05])
+def test_reads_that_hang_for_ever_open_the_breaker(open_cache: Opener, deadline_s: float) -> None:
+    """They never settle; but who hurries them says nothing about the device."""
+    failpoints, faults = injected()
+    breaker = {"failures": 2, "reset_s": 60.0}
+    space = open_space(cache := open_cache(faults=faults, breaker=breaker))
+    put_on_nvme(cache, space, COUNT)
+    failpoints.set("read", "hang", ignores_cancel=True)
+    targets = np.zeros((2, 1, BLOCK_BYTES), np.uint8)
+    all_time_out(
+        [
+            space.onboard(make_hashes(1, first=row), targets[row], deadline_s=deadline_s)
+            for row in range(2)
+        ]
+    )
+    is_open = deadline_s > 1.0
+    wait_until(lambda: cache._shared.nvme.is_up() is not is_open)
+    reason = space.match(make_hashes(1, first=5)).reason
+    assert reason is (kvx.MissReason.TIER_DOWN if is_open else kvx.MissReason.HIT)
+    failpoints.clear()
+    wait_until(lambda: sample(cache, "kvx_unsettled_jobs") == 0)
+    assert cache._shared.nvme.is_up() is not is_open, "what settles late is told once"
