@@ -14,9 +14,10 @@ from vllm.v1.request import RequestStatus
 
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
+from kvx_vllm.rank_cache import RankAddress
 from kvx_vllm.settings import Settings, check_engine
 from kvx_vllm.spec import made_for
-from kvx_vllm.specs import KvxMetadata, KvxWorkerMetadata, RankAddress
+from kvx_vllm.specs import KvxMetadata, KvxWorkerMetadata
 from kvx_vllm.worker import KvxWorker
 
 if TYPE_CHECKING:

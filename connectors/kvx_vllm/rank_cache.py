@@ -8,9 +8,10 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
+
 import kvx
 from kvx_vllm.rank_server import RankServer, socket_path
-from kvx_vllm.specs import RankAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,19 @@ _CLOSE_S = 4.0
 # Of this process, by engine and rank. A scheduler that runs where its worker does asks it directly.
 _here: dict[tuple[str, int], RankCache] = {}
 _here_lock = threading.Lock()
+
+
+@dataclass
+class RankAddress(KVConnectorHandshakeMetadata):
+    """Where a rank can be asked; told to the scheduler once, at start.
+
+    Attributes:
+        rank: Which.
+        path: Of the socket it listens on.
+    """
+
+    rank: int
+    path: str
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingConnectorMetadata,
     OffloadingWorkerMetadata,
@@ -63,19 +62,6 @@ class LoadFailure:
     group: int
     hashes: list[bytes]
     reasons: list[str]
-
-
-@dataclass
-class RankAddress(KVConnectorHandshakeMetadata):
-    """Where a rank can be asked; told to the scheduler once, at start.
-
-    Attributes:
-        rank: Which.
-        path: Of the socket it listens on.
-    """
-
-    rank: int
-    path: str
 
 
 @dataclass

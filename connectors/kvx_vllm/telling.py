@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvx_vllm.events import TierChange
+    from kvx_vllm.jobs import Job, Part
     from kvx_vllm.rank_cache import RankCache
-    from kvx_vllm.worker import Job, Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, OffloadingWorker, TransferResult
 
 import kvx
+from kvx_vllm.jobs import Job, Part
 from kvx_vllm.specs import KvxBlocks, LoadFailure
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from kvx_vllm.rank_cache import GroupCache, RankCache
+    from kvx_vllm.rank_cache import GroupCache, RankAddress, RankCache
     from kvx_vllm.settings import Settings
-    from kvx_vllm.specs import RankAddress, Run
+    from kvx_vllm.specs import Run
     from kvx_vllm.telling import RankTelling
 
 _log = logging.getLogger(__name__)
@@ -30,50 +30,6 @@ _NULL_BLOCK = 0
 _QUIESCE_S = 1.0
 # What the whole engine may stand still for, when it wants blocks back that are being stored.
 _FLUSH_S = 0.5
-
-
-@dataclass(slots=True)
-class Part:
-    """One transfer of a job.
-
-    Attributes:
-        run: What it moves.
-        block_ids: The engine's blocks.
-        hashes: Theirs.
-        transfer: kvx's; None where it could not begin.
-    """
-
-    run: Run
-    block_ids: npt.NDArray[np.int64]
-    hashes: list[bytes]
-    transfer: kvx.Transfer[kvx.TransferResult] | None
-
-
-@dataclass(slots=True)
-class Job:
-    """A load or a store that vLLM waits for.
-
-    Attributes:
-        blocks: What was asked for.
-        is_load: Which of the two.
-        began_s: When, of the monotonic clock.
-        parts: Its transfers.
-    """
-
-    blocks: KvxBlocks
-    is_load: bool
-    began_s: float = field(default_factory=time.monotonic)
-    parts: list[Part] = field(default_factory=list)
-
-    @property
-    def direction(self) -> str:
-        """What metrics call it."""
-        return "load" if self.is_load else "store"
-
-    @property
-    def transfers(self) -> list[kvx.Transfer[kvx.TransferResult]]:
-        """Those that have begun."""
-        return [part.transfer for part in self.parts if part.transfer is not None]
 
 
 class KvxWorker(OffloadingWorker):

@@ -323,6 +323,8 @@ def test_reads_that_hang_for_ever_open_the_breaker(open_cache: Opener, deadline_
     breaker = {"failures": 2, "reset_s": 60.0}
     space = open_space(cache := open_cache(faults=faults, breaker=breaker))
     put_on_nvme(cache, space, COUNT)
+    nvme = cache._shared.nvme
+    assert nvme is not None
     failpoints.set("read", "hang", ignores_cancel=True)
     targets = np.zeros((2, 1, BLOCK_BYTES), np.uint8)
     all_time_out(
@@ -332,9 +334,9 @@ def test_reads_that_hang_for_ever_open_the_breaker(open_cache: Opener, deadline_
         ]
     )
     is_open = deadline_s > 1.0
-    wait_until(lambda: cache._shared.nvme.is_up() is not is_open)
+    wait_until(lambda: nvme.is_up() is not is_open)
     reason = space.match(make_hashes(1, first=5)).reason
     assert reason is (kvx.MissReason.TIER_DOWN if is_open else kvx.MissReason.HIT)
     failpoints.clear()
     wait_until(lambda: sample(cache, "kvx_unsettled_jobs") == 0)
-    assert cache._shared.nvme.is_up() is not is_open, "what settles late is told once"
+    assert nvme.is_up() is not is_open, "what settles late is told once"

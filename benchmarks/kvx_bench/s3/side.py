@@ -5,13 +5,11 @@ What has been moved is looked at here, block by block, outside of what is timed.
 
 from __future__ import annotations
 
-import json
-import socket
-import sys
 import threading
 import time
 from typing import Any
 
+from kvx_bench.answering import answer_requests
 from kvx_bench.copying import prefaulted
 from kvx_bench.row import timed
 from kvx_bench.s3.clients.client import Client, Place, open_client
@@ -117,22 +115,5 @@ class Side:
         return Pattern(self._place.block_bytes, prompt)
 
 
-def main() -> None:
-    """Answer requests, one a line, until whoever started this hangs up."""
-    side: Side | None = None
-    with socket.socket(fileno=int(sys.argv[-1])) as control:
-        for line in control.makefile("rb"):
-            request = json.loads(line)
-            try:
-                if side is None:
-                    side = Side(request)
-                answer = side.answer(request)
-            except Exception as error:  # noqa: BLE001 - whoever asked is told
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            control.sendall(json.dumps(answer).encode() + b"\n")
-    if side is not None:
-        side.close()
-
-
 if __name__ == "__main__":
-    main()
+    answer_requests(Side)

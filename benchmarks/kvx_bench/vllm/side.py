@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import json
-import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from kvx_bench.answering import answer_requests
 
 BLOCK_TOKENS = 32
 _VOCABULARY = 4096
@@ -203,21 +202,5 @@ def _worker() -> Any:
     return get_kv_transfer_group().connector_worker.worker
 
 
-def main() -> None:
-    """Answer requests, one a line, until whoever started this hangs up."""
-    side: Side | None = None
-    with socket.socket(fileno=int(sys.argv[-1])) as control:
-        for line in control.makefile("rb"):
-            request = json.loads(line)
-            try:
-                side = side or Side(request)
-                answer = side.answer(request)
-            except Exception as error:  # noqa: BLE001 - whoever asked is told
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            control.sendall(json.dumps(answer).encode() + b"\n")
-    if side is not None:
-        side.close()
-
-
 if __name__ == "__main__":
-    main()
+    answer_requests(Side)
