@@ -38,7 +38,7 @@ _IDLE_S = 30.0
 # For so long a bucket that has been there is taken to be there still.
 _BUCKET_SEEN_S = 60.0
 # Threads of the client hand requests to each other, which costs more than it brings where there are
-# few CPUs: one moves 2 GB/s (docs/decisions/0012).
+# few CPUs: of two, one was faster than both (docs/decisions/0012).
 _CPUS_PER_THREAD = 4
 _THREADS_MAX = 8
 # What HEAD answers without saying why: its answers have no body.
