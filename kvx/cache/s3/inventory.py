@@ -108,12 +108,16 @@ class Inventory:
             for facts in waiting:
                 found.append(await work(facts))
 
+        failed: list[BaseException] = []
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(self._max_in_flight):
                     workers.create_task(worker())
         except* ObjectError as group:
-            raise group.exceptions[0] from None
+            failed.extend(group.exceptions)
+        # Some versions of Python wrap what is raised above in another group.
+        if failed:
+            raise failed[0]
         return found
 
     async def judge(
