@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,9 @@ class KvxManager(OffloadingManager):
         planned = [self._planned(key, req_context) for key in keys]
         self._requests[req_context.req_id].account.plan(planned)
         runs = self._runs(list(keys), req_context)
+        tiers = iter(bytes(block.tier for block in planned))
+        for run in runs:
+            run.tiers.extend(itertools.islice(tiers, len(run.hashes)))
         return KvxBlocks(req_context.req_id, runs, self._ranks.life)
 
     def complete_load(
@@ -349,8 +353,6 @@ class KvxManager(OffloadingManager):
             if not goes_on:
                 runs.append(Run(group, [], self._prefix(req_context, group, place, is_store)))
             runs[-1].hashes.append(get_offload_block_hash(key))
-            if not is_store:
-                runs[-1].tiers.append(self._tier_of(key, req_context))
             before = (group, place)
         return runs
 

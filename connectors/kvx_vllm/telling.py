@@ -78,8 +78,8 @@ class RankTelling:
         """Note what one transfer of it moved."""
         group = part.run.group
         self._meter.moved(job.direction, result, self._groups[group].space.block_bytes)
-        if not job.is_load or not part.run.tiers:
-            return
+        if not job.is_load or part.run.tiers in (b"", result.tiers.tobytes()):
+            return  # mostly all came from where they were found
         found = dict(zip(part.run.hashes, part.run.tiers, strict=True))
         for one, tier in zip(part.hashes, result.tiers.tolist(), strict=True):
             if tier not in (found[one], kvx.TierKind.NONE):
