@@ -15,7 +15,7 @@ from vllm.v1.request import RequestStatus
 from kvx_vllm.facts import EngineFacts
 from kvx_vllm.manager import KvxManager
 from kvx_vllm.rank_cache import RankAddress
-from kvx_vllm.settings import Settings, check_engine
+from kvx_vllm.settings import check_engine
 from kvx_vllm.spec import made_for
 from kvx_vllm.specs import KvxMetadata, KvxWorkerMetadata
 from kvx_vllm.worker import KvxWorker
@@ -60,7 +60,6 @@ class KvxConnector(OffloadingConnector):
             kvx.ConfigError: A setting is wrong; says which, and what to write.
         """
         check_engine(vllm_config)
-        Settings.of(vllm_config.kv_transfer_config.kv_connector_extra_config)
         _name_spec(vllm_config)
         with made_for(EngineFacts(vllm_config, kv_cache_config)):
             super().__init__(vllm_config, role, kv_cache_config)
