@@ -46,6 +46,19 @@ def make_llama(path: Path, **changes: object) -> None:
     transformers.LlamaForCausalLM(config).to(torch.float32).save_pretrained(path)
 
 
+def transfer_config(
+    kvx_config: object, extra: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """Return what vLLM is told of the connector: the tiers, and more of its extra configuration."""
+    return {
+        "kv_connector": "KvxConnector",
+        "kv_connector_module_path": "kvx_vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"config": kvx_config, **(extra or {})},
+    }
+
+
 @contextlib.contextmanager
 def open_engine(
     model: Path, kvx_config: object, *, extra: Mapping[str, object] | None = None, **options: object
@@ -60,13 +73,7 @@ def open_engine(
     """
     from vllm import LLM  # noqa: PLC0415 - 6 seconds
 
-    transfer = {
-        "kv_connector": "KvxConnector",
-        "kv_connector_module_path": "kvx_vllm",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"config": kvx_config, **(extra or {})},
-    }
+    transfer = transfer_config(kvx_config, extra)
     llm = LLM(
         str(model), skip_tokenizer_init=True,
         **{

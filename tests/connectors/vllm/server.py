@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.connectors.vllm.engine import BLOCK_TOKENS
+from tests.connectors.vllm.engine import BLOCK_TOKENS, transfer_config
 
 ROOT = Path(__file__).parents[3]
 _READY_S = 240.0
@@ -137,13 +137,7 @@ def open_server(
         "--distributed-executor-backend", "uni", *options,
     ]  # fmt: skip
     if kvx_config is not None:
-        transfer = {
-            "kv_connector": "KvxConnector",
-            "kv_connector_module_path": "kvx_vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"config": kvx_config, **(extra or {})},
-        }
+        transfer = transfer_config(kvx_config, extra)
         command += ["--kv-transfer-config", json.dumps(transfer)]
     with log.open("wb") as output:
         process = subprocess.Popen(
